@@ -1,0 +1,99 @@
+"""One opener at a time for a directory, and none after a fork.
+
+For engines that keep their files in a directory of their own and inherit from
+:class:`~qilbee_core.interfaces.SingleProcess`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+from qilbee_core.errors import StorageError, StoreLockedError
+
+__all__ = ["DirectoryLock", "fsync_directory"]
+
+_LOCK_NAME = "qilbee.lock"
+
+
+class DirectoryLock:
+    """An exclusive lock on ``directory``, held until :meth:`release` or the end of the process.
+
+    A second opener, in this process or another, gets StoreLockedError at once with the holder's pid.
+    ``on_fork`` is called in a forked child, which shares the parent's files and must never write to
+    them; it should make every later call of the engine raise StoreClosedError.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     lock = DirectoryLock(Path(name))
+    ...     try:
+    ...         DirectoryLock(Path(name))
+    ...     except StoreLockedError as error:
+    ...         print("held by", "this process" if str(os.getpid()) in str(error) else error)
+    ...     lock.release()
+    held by this process
+    """
+
+    def __init__(self, directory: Path, on_fork: Callable[[], None] | None = None) -> None:
+        path = directory / _LOCK_NAME
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(
+                f"cannot open {path}: {error.strerror}",
+                remedy=f"make {directory} a directory that user {os.getuid()} may read and write",
+            ) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._file, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(self._file)
+            raise StoreLockedError(
+                f"{directory} is held by process {holder}"
+                + (" (this one)" if holder == str(os.getpid()) else ""),
+                remedy="close it there, or open another directory",
+            ) from None
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, str(os.getpid()).encode(), 0)
+        self._on_fork = on_fork
+        self._held = True
+        _held_locks.add(self)
+
+    def release(self) -> None:
+        """Let others open the directory. Idempotent."""
+        if self._held:
+            self._held = False
+            _held_locks.discard(self)
+            os.close(self._file)
+
+    def _forked(self) -> None:
+        # The lock belongs to the open file description that the parent shares: closing our copy keeps it held.
+        self._held = False
+        os.close(self._file)
+        if self._on_fork is not None:
+            self._on_fork()
+
+
+_held_locks: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
+
+
+def _poison_child() -> None:
+    for lock in list(_held_locks):
+        lock._forked()  # noqa: SLF001
+    _held_locks.clear()
+
+
+os.register_at_fork(after_in_child=_poison_child)
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make the names in ``directory`` (files created, renamed or removed) survive a power cut."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,212 @@
+"""The values an agent's memory is made of: episodes, and what is said about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Literal, get_args
+
+from msgspec import Struct
+
+from qilbee_core.errors import InvalidError
+from qilbee_core.ids import datetime_of_us, draw_id, event_us_of, format_id, now_us, parse_id, us_of_datetime
+
+__all__ = ["JSON", "MEMORY_TYPES", "Episode", "JSONObject", "MemoryType", "Plan"]
+
+JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
+"""A JSON value. In memory its arrays are lists and its objects are dicts with text keys."""
+
+JSONObject = Mapping[str, JSON]
+
+MemoryType = Literal["episodic", "semantic", "procedural", "factual"]
+MEMORY_TYPES: tuple[MemoryType, ...] = get_args(MemoryType)
+
+
+class Episode:
+    """Something that happened, or is known, and is worth remembering.
+
+    An episode has its id from its creation, so storing it twice stores it once. The id carries the
+    event time: both are fixed. Everything else is a plain attribute, checked when it is stored.
+
+    ``event_time``   when it happened; now where it is not given. Without a zone it is taken as UTC.
+    ``relevance``    0..1: the strength to store it with; on an episode that was read, its value then.
+    ``transaction_time``  when the store recorded it; None until it was read from one.
+
+    >>> episode = Episode.conversation("bot", "Where is my order?", "On its way.")
+    >>> episode.content["user_input"]
+    'Where is my order?'
+    >>> Episode("bot", "note", {"text": "likes tea"}, memory_type="factual").memory_type
+    'factual'
+    """
+
+    __slots__ = (
+        "_id",
+        "_id_given",
+        "_transaction_us",
+        "agent_id",
+        "content",
+        "episode_type",
+        "memory_type",
+        "metadata",
+        "relevance",
+    )
+
+    def __init__(
+        self,
+        agent_id: str,
+        episode_type: str,
+        content: JSONObject,
+        *,
+        metadata: JSONObject | None = None,
+        event_time: datetime | None = None,
+        memory_type: MemoryType = "episodic",
+        relevance: float = 1.0,
+        id: str | None = None,
+    ) -> None:
+        self.agent_id = agent_id
+        self.episode_type = episode_type
+        self.content = content
+        self.metadata: JSONObject = {} if metadata is None else metadata
+        self.memory_type = memory_type
+        self.relevance = relevance
+        self._transaction_us: int | None = None
+        self._id_given = id is not None
+        if event_time is None:
+            self._id = draw_id(now_us()) if id is None else parse_id(id)
+            return
+        if not isinstance(event_time, datetime):
+            raise InvalidError(
+                f"event_time is {type(event_time).__name__}, not a datetime",
+                remedy="give datetime.fromtimestamp(seconds, UTC)",
+            )
+        event_us = us_of_datetime(event_time)
+        self._id = draw_id(event_us) if id is None else parse_id(id)
+        if event_us_of(self._id) != event_us:
+            raise InvalidError(
+                f"id {id} carries the event time {datetime_of_us(event_us_of(self._id)).isoformat()}, "
+                f"not {event_time.isoformat()}",
+                remedy="leave one of the two out",
+            )
+
+    @classmethod
+    def conversation(
+        cls,
+        agent_id: str,
+        user_input: str,
+        agent_response: str,
+        *,
+        metadata: JSONObject | None = None,
+        event_time: datetime | None = None,
+        memory_type: MemoryType = "episodic",
+        relevance: float = 1.0,
+        id: str | None = None,
+    ) -> Episode:
+        """One exchange between a user and the agent."""
+        return cls(
+            agent_id,
+            "conversation",
+            {"user_input": user_input, "agent_response": agent_response},
+            metadata=metadata,
+            event_time=event_time,
+            memory_type=memory_type,
+            relevance=relevance,
+            id=id,
+        )
+
+    @classmethod
+    def observation(
+        cls,
+        agent_id: str,
+        observation: str,
+        *,
+        metadata: JSONObject | None = None,
+        event_time: datetime | None = None,
+        memory_type: MemoryType = "episodic",
+        relevance: float = 1.0,
+        id: str | None = None,
+    ) -> Episode:
+        """Something the agent noticed."""
+        return cls(
+            agent_id,
+            "observation",
+            {"observation": observation},
+            metadata=metadata,
+            event_time=event_time,
+            memory_type=memory_type,
+            relevance=relevance,
+            id=id,
+        )
+
+    @classmethod
+    def action(
+        cls,
+        agent_id: str,
+        action: str,
+        result: str,
+        *,
+        metadata: JSONObject | None = None,
+        event_time: datetime | None = None,
+        memory_type: MemoryType = "episodic",
+        relevance: float = 1.0,
+        id: str | None = None,
+    ) -> Episode:
+        """Something the agent did, and what came of it."""
+        return cls(
+            agent_id,
+            "action",
+            {"action": action, "result": result},
+            metadata=metadata,
+            event_time=event_time,
+            memory_type=memory_type,
+            relevance=relevance,
+            id=id,
+        )
+
+    @property
+    def id(self) -> str:
+        """36 characters; ids sort by event time, then by creation."""
+        return format_id(self._id)
+
+    @property
+    def event_time(self) -> datetime:
+        """When it happened, in UTC, to the microsecond."""
+        return datetime_of_us(event_us_of(self._id))
+
+    @property
+    def transaction_time(self) -> datetime | None:
+        """When the store recorded it, in UTC; None on an episode that was not read from a store."""
+        return None if self._transaction_us is None else datetime_of_us(self._transaction_us)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal where id, agent and everything the caller gave are equal; times of reading do not count."""
+        if not isinstance(other, Episode):
+            return NotImplemented
+        return (
+            self._id == other._id
+            and self.agent_id == other.agent_id
+            and self.episode_type == other.episode_type
+            and self.memory_type == other.memory_type
+            and self.content == other.content
+            and self.metadata == other.metadata
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # content is mutable
+
+    def __repr__(self) -> str:
+        return (
+            f"Episode(id={self.id!r}, agent_id={self.agent_id!r}, episode_type={self.episode_type!r}, "
+            f"content={self.content!r}, metadata={self.metadata!r}, event_time={self.event_time.isoformat()!r}, "
+            f"memory_type={self.memory_type!r}, relevance={self.relevance!r})"
+        )
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """What a consolidation policy decided; the store carries it out in one batch.
+
+    ``create`` holds new memories; ``supersede`` maps the id of an offered episode to the id, among
+    ``create`` or the offered ones, that takes its place; ``forget`` holds ids of offered episodes.
+    """
+
+    create: Sequence[Episode] = ()
+    supersede: Mapping[str, str] = {}
+    forget: Sequence[str] = ()

@@ -1,0 +1,259 @@
+"""The contracts between the store and what plugs into it.
+
+Below the memory model everything is bytes to bytes: a :class:`StorageBackend` keeps ordered pairs of
+bytes, a :class:`Codec` makes bytes fewer, a :class:`Serializer` turns plain values into bytes and
+back. Above it everything is values: an :class:`Embedder` turns texts into vectors, a
+:class:`ConsolidationPolicy` turns episodes into a plan. None of them ever sees the layer above.
+
+What an implementation must promise stands in the docstrings, and each sentence is a test of the kit
+in :mod:`qilbee_core.testing`. What it *may* offer is a protocol of its own, found by ``isinstance``:
+there are no capability flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
+
+from msgspec import Struct
+
+from qilbee_core.batch import WriteBatch
+from qilbee_core.episode import JSON, Episode, Plan
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = [
+    "BackendOptions",
+    "Blocking",
+    "Codec",
+    "ConsolidationPolicy",
+    "Document",
+    "Embedder",
+    "Provider",
+    "Reader",
+    "Serializer",
+    "SingleProcess",
+    "Snapshot",
+    "StorageBackend",
+    "SupportsCheckpoint",
+    "SupportsCompaction",
+    "SupportsDictionary",
+    "SupportsErase",
+    "SupportsNativeCompression",
+    "SupportsSequence",
+    "SupportsStats",
+]
+
+T_co = TypeVar("T_co", covariant=True)
+
+Document = list[JSON]
+"""What a serializer is given: a list of JSON values (None, bool, 64-bit int, finite float, str, list, dict)."""
+
+
+class Reader(Protocol):
+    """Ordered pairs of bytes. Keys are compared as unsigned bytes; empty is not missing."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value under ``key``, or None where there is none."""
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """One answer for each key, in the order given, duplicates included."""
+
+    def scan(
+        self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """The pairs with ``start <= key < stop`` in order of key; ``reverse`` gives the same ones backwards.
+
+        The view is fixed when ``scan`` is *called*, not at the first ``next``.
+        """
+
+
+class Snapshot(Reader, Protocol):
+    """One instant of the store: ``get``, ``get_many`` and ``scan`` agree with each other, from any thread."""
+
+    def close(self) -> None:
+        """Let go of the instant. Idempotent; every other call then raises StoreClosedError."""
+
+
+@runtime_checkable
+class StorageBackend(Reader, Protocol):
+    """An engine: thread-safe, ordered, atomic.
+
+    After ``close`` every call raises :class:`~qilbee_core.errors.StoreClosedError`. A power cut leaves
+    a prefix of the batches, each of them whole.
+    """
+
+    name: str
+
+    def write(self, batch: WriteBatch) -> None:
+        """Apply ``batch`` whole, or raise and apply nothing.
+
+        It then survives the death of the process, though not yet a power cut. A failed ``Expect``
+        raises :class:`~qilbee_core.errors.ConflictError`.
+        """
+
+    def sync(self) -> None:
+        """Return once every earlier write survives a power cut."""
+
+    def snapshot(self) -> Snapshot:
+        """This instant, to read from while writes go on."""
+
+    def close(self) -> None:
+        """Make everything durable and let go of the directory. Idempotent."""
+
+
+@runtime_checkable
+class SupportsCheckpoint(Protocol):
+    """Can copy itself while open."""
+
+    def checkpoint(self, target: Path) -> None:
+        """Make ``target``, which must not exist, a copy of this instant that opens by itself."""
+
+
+@runtime_checkable
+class SupportsStats(Protocol):
+    """Can tell about itself."""
+
+    def stats(self) -> Mapping[str, JSON]:
+        """Figures of the engine, by name, units last."""
+
+
+@runtime_checkable
+class SupportsCompaction(Protocol):
+    """Can give space back on demand."""
+
+    def compact(self, start: bytes = b"", stop: bytes | None = None) -> None:
+        """Rewrite the range so that what was deleted takes no more space."""
+
+
+@runtime_checkable
+class SupportsErase(Protocol):
+    """Can remove deleted bytes from its files on demand."""
+
+    def erase(self, ranges: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Return once no file of this engine holds bytes that were deleted from these ranges.
+
+        Snapshots that are still open may keep what they show; the engine then raises StorageError.
+        """
+
+
+@runtime_checkable
+class SupportsNativeCompression(Protocol):
+    """Compresses its own blocks, so that values need no codec."""
+
+    @property
+    def native_codecs(self) -> frozenset[str]:
+        """Names of the codecs that ``BackendOptions.compression`` may ask for, besides ``none``."""
+
+
+@runtime_checkable
+class SupportsSequence(Protocol):
+    """Counts its writes, so that lost ones can be noticed."""
+
+    def sequence(self) -> int:
+        """A number that rises with every write and never falls while nothing is lost."""
+
+
+class SingleProcess:
+    """Mark of an engine with one opener at a time, to inherit from.
+
+    A second opener gets StoreLockedError at once, with the holder's pid and path; a forked child that
+    uses what its parent opened gets StoreClosedError. :class:`~qilbee_core.directory.DirectoryLock`
+    does both.
+    """
+
+    __slots__ = ()
+
+
+class Blocking:
+    """Mark of an engine whose calls may wait on a network or a lock, to inherit from.
+
+    The asyncio face runs it in a bounded pool.
+    """
+
+    __slots__ = ()
+
+
+class Codec(Protocol):
+    """Bytes to fewer bytes. Thread-safe; a decoder may never change, an encoder may."""
+
+    name: str
+
+    def encode(self, data: bytes) -> bytes:
+        """The encoded bytes; they may be longer, the store then keeps ``data`` itself."""
+
+    def decode(self, data: bytes, size: int) -> bytes:
+        """Exactly ``size`` bytes, or CorruptRecordError; never more memory than ``size`` asks for."""
+
+
+@runtime_checkable
+class SupportsDictionary(Protocol):
+    """A codec that does better on short values with a dictionary."""
+
+    def with_dictionary(self, dictionary: bytes) -> Codec:
+        """The same codec, with ``dictionary`` on both ways."""
+
+
+class Serializer(Protocol):
+    """Plain values to bytes and back, equal to what was given. Thread-safe."""
+
+    name: str
+
+    def dumps(self, document: Document) -> bytes:
+        """The bytes of ``document``."""
+
+    def loads(self, data: bytes) -> Document:
+        """The document of ``data``, or CorruptRecordError."""
+
+
+class Embedder(Protocol):
+    """Texts to vectors of one length. Thread-safe."""
+
+    name: str
+    dimensions: int
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """An array of shape (len(texts), dimensions), each row of length 1."""
+
+
+class ConsolidationPolicy(Protocol):
+    """Decides what to do with a group of memories, and only decides: it never sees the store."""
+
+    name: str
+
+    def plan(self, episodes: Sequence[Episode], *, now: datetime) -> Plan:
+        """What to create, supersede and forget; the same for the same episodes and ``now``."""
+
+
+class BackendOptions(Struct, frozen=True, kw_only=True):
+    """What a backend is opened with.
+
+    ``compression`` is a codec of the engine's own (see :class:`SupportsNativeCompression`) or ``none``;
+    ``engine`` holds the settings of ``[storage.engine]``, which only this engine understands.
+    """
+
+    path: Path
+    wal: bool = True
+    compression: str = "none"
+    cache_bytes: int = 64 << 20
+    engine: Mapping[str, JSON] = {}
+
+
+class Provider(Struct, Generic[T_co], frozen=True):
+    """A name and the function that makes what it names: all that a plugin hands over.
+
+    Third parties put a dot into their names (``acme.fast``), so that ours never clash with theirs.
+    ``create`` takes a :class:`BackendOptions` for a backend, nothing for a codec or a serializer, and
+    the settings of its own table as keywords for an embedder or a policy. ``install`` is the command
+    that makes ``create`` work where what it needs is missing.
+    """
+
+    name: str
+    create: Callable[..., T_co]
+    summary: str = ""
+    install: str = ""
