@@ -53,8 +53,7 @@ class DirectoryLock:
             holder = os.pread(self._file, 20, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(self._file)
             raise StoreLockedError(
-                f"{directory} is held by process {holder}"
-                + (" (this one)" if holder == str(os.getpid()) else ""),
+                f"{directory} is held by process {holder}" + (" (this one)" if holder == str(os.getpid()) else ""),
                 remedy="close it there, or open another directory",
             ) from None
         os.ftruncate(self._file, 0)
@@ -83,7 +82,7 @@ _held_locks: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
 
 def _poison_child() -> None:
     for lock in list(_held_locks):
-        lock._forked()  # noqa: SLF001
+        lock._forked()
     _held_locks.clear()
 
 

@@ -112,7 +112,7 @@ def parse_id(text: str) -> bytes:
     >>> parse_id("00e0-not-an-id")
     Traceback (most recent call last):
     ...
-    qilbee_core.errors.InvalidError: '00e0-not-an-id' is not an episode id: use an id that store_episode() or Episode.id gave
+    qilbee_core.errors.InvalidError: '00e0-not-an-id' is not an episode id: use an id that ...
     """
     try:
         id_bytes = bytes.fromhex(text.replace("-", ""))

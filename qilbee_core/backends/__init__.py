@@ -1,0 +1,1 @@
+"""Storage engines: each module one engine behind StorageBackend."""

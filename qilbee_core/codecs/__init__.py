@@ -1,0 +1,1 @@
+"""Codecs: each module one way to make values smaller."""

@@ -1,0 +1,1 @@
+"""An agent's memory on top of the bytes."""

@@ -1,0 +1,1 @@
+"""Serializers: each module one way from a document to bytes and back."""
