@@ -1,6 +1,7 @@
 """Durable memory for AI agents, embedded in your program, on any storage engine."""
 
 from qilbee_core.batch import Delete, DeleteRange, Expect, Operation, Put, WriteBatch
+from qilbee_core.config import PluginSettings, Settings, StorageSettings
 from qilbee_core.directory import DirectoryLock, fsync_directory
 from qilbee_core.episode import JSON, Episode, JSONObject, MemoryType, Plan
 from qilbee_core.errors import (
@@ -45,13 +46,20 @@ from qilbee_core.interfaces import (
     SupportsSequence,
     SupportsStats,
 )
+from qilbee_core.memory.agent import AgentMemory
+from qilbee_core.memory.repair import RepairReport
+from qilbee_core.memory.statistics import ClearReceipt, MemoryStatistics
+from qilbee_core.memory.verify import Problem, VerifyReport
 from qilbee_core.plugins import Plugins, load_plugins
+from qilbee_core.store import Store, open_store
 
 __all__ = [
     "JSON",
+    "AgentMemory",
     "AuthenticationError",
     "BackendOptions",
     "Blocking",
+    "ClearReceipt",
     "Codec",
     "ConflictError",
     "ConsolidationPolicy",
@@ -68,6 +76,7 @@ __all__ = [
     "InvalidError",
     "JSONObject",
     "LostWritesError",
+    "MemoryStatistics",
     "MemoryType",
     "NotFoundError",
     "Operation",
@@ -75,19 +84,25 @@ __all__ = [
     "PermissionDeniedError",
     "Plan",
     "PluginError",
+    "PluginSettings",
     "Plugins",
+    "Problem",
     "Provider",
     "ProviderNotFoundError",
     "Put",
     "QilbeeError",
     "Reader",
+    "RepairReport",
     "Serializer",
+    "Settings",
     "SettingsError",
     "SingleProcess",
     "Snapshot",
     "StorageBackend",
     "StorageError",
     "StorageFullError",
+    "StorageSettings",
+    "Store",
     "StoreClosedError",
     "StoreLockedError",
     "SupportsCheckpoint",
@@ -97,8 +112,10 @@ __all__ = [
     "SupportsNativeCompression",
     "SupportsSequence",
     "SupportsStats",
+    "VerifyReport",
     "WriteBatch",
     "fsync_directory",
     "hookimpl",
     "load_plugins",
+    "open_store",
 ]

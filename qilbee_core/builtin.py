@@ -54,7 +54,12 @@ def qilbee_register_backends() -> Iterable[Provider[StorageBackend]]:
             "LSM tree, small and simple",
             install="pip install 'qilbee-core[leveldb]'",
         ),
-        Provider("ephemeral", _backend("ephemeral", "EphemeralBackend"), "sorted, in RAM, gone when closed"),
+        Provider(
+            "ephemeral",
+            _backend("ephemeral", "EphemeralBackend"),
+            "sorted, in RAM, gone when closed",
+            directory=False,
+        ),
     ]
 
 

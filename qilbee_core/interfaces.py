@@ -148,7 +148,7 @@ class SupportsNativeCompression(Protocol):
 
     @property
     def native_codecs(self) -> frozenset[str]:
-        """Names of the codecs that ``BackendOptions.compression`` may ask for, besides ``none``."""
+        """Names of the codecs it has for its blocks."""
 
 
 @runtime_checkable
@@ -233,7 +233,8 @@ class ConsolidationPolicy(Protocol):
 class BackendOptions(Struct, frozen=True, kw_only=True):
     """What a backend is opened with.
 
-    ``compression`` is a codec of the engine's own (see :class:`SupportsNativeCompression`) or ``none``;
+    ``compression`` is the codec wished for the engine's own blocks: an engine that has not got it (see
+    :class:`SupportsNativeCompression`) leaves its blocks as they are, and values are compressed instead.
     ``engine`` holds the settings of ``[storage.engine]``, which only this engine understands.
     """
 
@@ -250,10 +251,12 @@ class Provider(Struct, Generic[T_co], frozen=True):
     Third parties put a dot into their names (``acme.fast``), so that ours never clash with theirs.
     ``create`` takes a :class:`BackendOptions` for a backend, nothing for a codec or a serializer, and
     the settings of its own table as keywords for an embedder or a policy. ``install`` is the command
-    that makes ``create`` work where what it needs is missing.
+    that makes ``create`` work where what it needs is missing. ``directory`` says of a backend that it
+    keeps its files in ``BackendOptions.path``.
     """
 
     name: str
     create: Callable[..., T_co]
     summary: str = ""
     install: str = ""
+    directory: bool = True

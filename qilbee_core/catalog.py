@@ -1,0 +1,208 @@
+"""What a store says about itself: its header, which name each tag stands for, and its decay orders.
+
+Every entry is a framed JSON text under a CATALOG key, so that it can be read by eye and by any later
+release. Names are global and tags are local: a record carries one byte, the catalog says what it means.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import NamedTuple, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from qilbee_core.batch import Expect, Put, WriteBatch
+from qilbee_core.envelope import ENVELOPE_VERSION, frame, unframe
+from qilbee_core.episode import MEMORY_TYPES, MemoryType
+from qilbee_core.errors import ConflictError, CorruptRecordError, FormatVersionError, StorageError
+from qilbee_core.ids import now_us
+from qilbee_core.interfaces import StorageBackend
+from qilbee_core.keys import Space, catalog_key, range_of
+
+__all__ = ["LAYOUT_VERSION", "SCHEMA_VERSION", "Catalog", "CatalogOrder", "Header", "Tag"]
+
+T = TypeVar("T", bound=Struct)
+
+LAYOUT_VERSION = 1
+"""Key families and the forms of small facts."""
+SCHEMA_VERSION = 1
+"""Fields of a document, which are only ever appended."""
+
+_FORMAT = "qilbee-store"
+_HEADER = "header"
+_TAG_MAX = 255
+_DAY_US = 86_400_000_000
+_HALF_LIFE_US: dict[MemoryType, int | None] = {
+    "episodic": 30 * _DAY_US,
+    "semantic": 180 * _DAY_US,
+    "procedural": None,
+    "factual": None,
+}
+
+
+class Header(Struct, frozen=True, kw_only=True):
+    """The first entry of every store. ``readable_by`` is the oldest layout version that may read it."""
+
+    format: str = _FORMAT
+    layout: int
+    readable_by: int
+    envelope: int
+    schema: int
+    store_id: str
+    created_us: int
+
+
+class Tag(Struct, frozen=True):
+    """What a one-byte tag stands for, and the package that provided it."""
+
+    name: str
+    distribution: str
+
+
+class CatalogOrder(Struct, frozen=True):
+    """A memory type under one half-life (microseconds; None: never decays)."""
+
+    memory_type: MemoryType
+    half_life_us: int | None
+
+
+class _Tables(NamedTuple):
+    codec: dict[int, Tag]
+    serializer: dict[int, Tag]
+    order: dict[int, CatalogOrder]
+
+
+class Catalog:
+    """The catalog of one open store, read once and whenever a tag is met that it does not know."""
+
+    def __init__(self, backend: StorageBackend) -> None:
+        self._backend = backend
+        self._lock = threading.Lock()
+        self.header = self._read_header() or self._create()
+        self._tables = self._read()
+
+    @property
+    def orders(self) -> dict[int, CatalogOrder]:
+        """Every decay order by its number; where a memory type has several, the highest is in force."""
+        return self._tables.order
+
+    def codec(self, tag: int) -> Tag:
+        """The codec behind a record's tag."""
+        return self._known("codec", tag)
+
+    def serializer(self, tag: int) -> Tag:
+        """The serializer behind a record's tag."""
+        return self._known("serializer", tag)
+
+    def tag_of(self, family: str, name: str, distribution: str) -> int:
+        """The tag of the codec or serializer ``name``, made if this is its first use in this store."""
+        with self._lock:
+            while True:
+                table = self._table(family)
+                for tag, known in table.items():
+                    if known.name == name:
+                        return tag
+                tag = max(table, default=0) + 1
+                if tag > _TAG_MAX:
+                    raise StorageError(f"the catalog is full: {_TAG_MAX} {family}s were used in this store")
+                # A conflict: another process made this tag meanwhile, perhaps for the same name.
+                with suppress(ConflictError):
+                    self._backend.write(WriteBatch(*_new_entry(f"{family}/{tag}", Tag(name, distribution))))
+                self._tables = self._read()
+
+    def _known(self, family: str, tag: int) -> Tag:
+        known = self._table(family).get(tag)
+        if known is None:
+            with self._lock:
+                self._tables = self._read()
+            known = self._table(family).get(tag)
+        if known is None:
+            raise CorruptRecordError(f"{family} tag {tag} is not in the catalog of this store")
+        return known
+
+    def _table(self, family: str) -> dict[int, Tag]:
+        return self._tables.codec if family == "codec" else self._tables.serializer
+
+    def _read_header(self) -> Header | None:
+        key = catalog_key(_HEADER)
+        value = self._backend.get(key)
+        if value is None:
+            if next(self._backend.scan(), None) is not None:
+                raise FormatVersionError(
+                    "the database holds records but no header: it is not a store of ours, or its header was lost",
+                    remedy="open another directory, or restore a copy",
+                )
+            return None
+        header = _decode(key, value, Header)
+        if header.readable_by > LAYOUT_VERSION or header.format != _FORMAT:
+            raise FormatVersionError(
+                f"the store has layout {header.layout}, readable from {header.readable_by}; "
+                f"this release knows {LAYOUT_VERSION}",
+                remedy="upgrade qilbee-core",
+            )
+        return header
+
+    def _create(self) -> Header:
+        header = Header(
+            layout=LAYOUT_VERSION,
+            readable_by=LAYOUT_VERSION,
+            envelope=ENVELOPE_VERSION,
+            schema=SCHEMA_VERSION,
+            store_id=uuid.uuid4().hex,
+            created_us=now_us(),
+        )
+        operations, expects = _new_entry(_HEADER, header)
+        for number, memory_type in enumerate(MEMORY_TYPES):
+            puts, missing = _new_entry(f"order/{number}", CatalogOrder(memory_type, _HALF_LIFE_US[memory_type]))
+            operations += puts
+            expects += missing
+        # A conflict: another process created the store meanwhile, and its header counts.
+        with suppress(ConflictError):
+            self._backend.write(WriteBatch(operations, expects))
+        self._backend.sync()
+        created = self._read_header()
+        if created is None:
+            raise StorageError("the header of the new store cannot be read back")
+        return created
+
+    def _read(self) -> _Tables:
+        tables = _Tables({}, {}, {})
+        for key, value in self._backend.scan(*range_of(bytes((Space.CATALOG,)))):
+            family, _, number = key[1:].decode("utf-8", "replace").partition("/")
+            if family == "codec":
+                tables.codec[int(number)] = _decode(key, value, Tag)
+            elif family == "serializer":
+                tables.serializer[int(number)] = _decode(key, value, Tag)
+            elif family == "order":
+                tables.order[int(number)] = _decode(key, value, CatalogOrder)
+        return tables
+
+    def entries(self) -> dict[bytes, bytes]:
+        """Every entry as it must be stored, by its key: what verify() compares with and repair() puts back."""
+        named: dict[str, Struct] = {_HEADER: self.header}
+        tables: Iterable[tuple[str, Mapping[int, Struct]]] = self._tables._asdict().items()
+        for family, table in tables:
+            named |= {f"{family}/{number}": entry for number, entry in table.items()}
+        return dict(_encode(name, entry) for name, entry in named.items())
+
+
+def _encode(name: str, entry: Struct) -> tuple[bytes, bytes]:
+    key = catalog_key(name)
+    return key, frame(key, msgspec.json.encode(entry))
+
+
+def _new_entry(name: str, entry: Struct) -> tuple[list[Put], list[Expect]]:
+    key, value = _encode(name, entry)
+    return [Put(key, value)], [Expect(key, None)]
+
+
+def _decode(key: bytes, value: bytes, kind: type[T]) -> T:
+    payload = unframe(key, value)
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CorruptRecordError(f"catalog entry {key[1:]!r} cannot be read: {error}") from error

@@ -1,0 +1,203 @@
+"""Settings: plain values, from a TOML file, the environment and keyword arguments.
+
+A keyword beats the environment, which beats the file, which beats the default. docs/configuration.md
+describes every key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import FieldInfo, fields
+
+from qilbee_core.durability import DurabilityLevel
+from qilbee_core.errors import SettingsError
+
+__all__ = ["CompressionScope", "PluginSettings", "Settings", "StorageSettings", "storage_settings"]
+
+CompressionScope = Literal["auto", "block", "value"]
+T = TypeVar("T", bound=Struct)
+
+_WAL_SYNC_INTERVAL_MS_MIN = 10
+_CACHE_BYTES_MIN = 1 << 20
+
+
+class StorageSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table ``[storage]``."""
+
+    data_path: str = "data"
+    """Directory of the store; made with mode 0700 if it is missing."""
+    backend: str | None = None
+    """The engine. None: the one the store was made with, rocksdb for a new store."""
+    serializer: str = "msgpack"
+    """How new records are written; old ones stay readable."""
+    enable_wal: bool = True
+    """False is durability ``none``."""
+    sync_writes: bool = False
+    """True is durability ``sync``."""
+    wal_sync_interval_ms: int = 1000
+    """For durability ``interval``; at least 10."""
+    durability: DurabilityLevel | None = None
+    """The level by name, instead of the two keys above."""
+    enable_compression: bool = True
+    """False is compression_type ``none``."""
+    compression_type: str = "lz4"
+    """Codec of new data: none, lz4, snappy, zstd, or a plugin's."""
+    compression_scope: CompressionScope = "auto"
+    """Where it is used: in the engine's blocks, on each value, or blocks where the engine can."""
+    cache_bytes: int = 64 << 20
+    """RAM for the engine's blocks."""
+    recent_cache_bytes: int = 16 << 20
+    """RAM for the newest episodes of each agent; 0 switches it off."""
+    engine: Mapping[str, bool | int | float | str] = {}
+    """The table ``[storage.engine]``: settings that only the chosen engine understands."""
+
+    @property
+    def level(self) -> DurabilityLevel:
+        """The durability level the keys above ask for."""
+        if self.durability is not None:
+            return self.durability
+        if not self.enable_wal:
+            return "none"
+        return "sync" if self.sync_writes else "interval"
+
+    @property
+    def codec(self) -> str:
+        """The codec the keys above ask for."""
+        return self.compression_type if self.enable_compression else "none"
+
+    def __post_init__(self) -> None:
+        if not self.data_path:
+            raise SettingsError("storage.data_path is empty", remedy="name a directory")
+        if self.wal_sync_interval_ms < _WAL_SYNC_INTERVAL_MS_MIN:
+            raise SettingsError(
+                f"storage.wal_sync_interval_ms is {self.wal_sync_interval_ms}",
+                remedy=f"give at least {_WAL_SYNC_INTERVAL_MS_MIN}, or sync_writes = true",
+            )
+        if self.cache_bytes < _CACHE_BYTES_MIN:
+            raise SettingsError(
+                f"storage.cache_bytes is {self.cache_bytes}", remedy=f"give at least {_CACHE_BYTES_MIN}"
+            )
+        if self.recent_cache_bytes < 0:
+            raise SettingsError(f"storage.recent_cache_bytes is {self.recent_cache_bytes}", remedy="give 0 or more")
+        if self.sync_writes and not self.enable_wal:
+            raise SettingsError(
+                "storage.sync_writes needs the write-ahead log, storage.enable_wal is false",
+                remedy="leave one of the two out",
+            )
+        if self.durability is not None and (
+            (self.sync_writes and self.durability != "sync") or (not self.enable_wal and self.durability != "none")
+        ):
+            raise SettingsError(
+                f"storage.durability {self.durability!r} contradicts sync_writes or enable_wal",
+                remedy="leave durability out, or the other two",
+            )
+
+
+class PluginSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table ``[plugins]``."""
+
+    disabled: Sequence[str] = ()
+    """Entry-point names of plugins that are not loaded."""
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that can be configured.
+
+    >>> Settings(storage=StorageSettings(sync_writes=True)).storage.level
+    'sync'
+    >>> Settings.load({"storage": {"compresion_type": "zstd"}}, environ={})
+    Traceback (most recent call last):
+    ...
+    qilbee_core.errors.SettingsError: storage has no key 'compresion_type': did you mean 'compression_type'?
+    """
+
+    storage: StorageSettings = StorageSettings()
+    plugins: PluginSettings = PluginSettings()
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read a TOML file; ``QILBEE_*`` variables of the environment override it."""
+        try:
+            text = Path(path).read_bytes().decode()
+            tables = tomllib.loads(text)
+        except OSError as error:
+            raise SettingsError(
+                f"cannot read {os.fspath(path)!r}: {error.strerror}", remedy="check the path"
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{os.fspath(path)!r} is not TOML: {error}", remedy="mend that line") from error
+        return cls.load(tables, environ=environ)
+
+    @classmethod
+    def load(cls, tables: Mapping[str, object] | None = None, *, environ: Mapping[str, str] | None = None) -> Settings:
+        """Settings from nested tables, overridden by ``QILBEE_<TABLE>_<KEY>`` variables.
+
+        ``environ`` is where those are looked up: the environment of this process by default.
+        """
+        tables = tables or {}
+        kinds: dict[str, type[Struct]] = {"storage": StorageSettings, "plugins": PluginSettings}
+        for name in tables:
+            if name not in kinds:
+                raise SettingsError(f"there is no table {name!r}", remedy=_nearest(name, kinds))
+        found = os.environ if environ is None else environ
+        given: dict[str, Struct] = {}
+        for name, kind in kinds.items():
+            table = tables.get(name, {})
+            if not isinstance(table, Mapping):
+                raise SettingsError(f"{name} is not a table", remedy=f"write [{name}] and its keys below it")
+            given[name] = _table(kind, name, table, _from_environment(name, found))
+        return cls(**given)  # type: ignore[arg-type]
+
+    def with_storage(self, overrides: Mapping[str, object]) -> Settings:
+        """These settings with some keys of ``[storage]`` changed."""
+        if not overrides:
+            return self
+        return msgspec.structs.replace(self, storage=storage_settings(self.storage, overrides))
+
+
+def storage_settings(base: StorageSettings, overrides: Mapping[str, object]) -> StorageSettings:
+    """``base`` with some keys changed, checked like any other settings."""
+    return _table(StorageSettings, "storage", {**msgspec.structs.asdict(base), **overrides}, {})
+
+
+def _from_environment(table: str, environ: Mapping[str, str]) -> dict[str, str]:
+    prefix = f"QILBEE_{table.upper()}_"
+    return {name[len(prefix) :].lower(): value for name, value in environ.items() if name.startswith(prefix)}
+
+
+def _table(kind: type[T], name: str, given: Mapping[str, object], environment: Mapping[str, str]) -> T:
+    known: dict[str, FieldInfo] = {field.name: field for field in fields(kind)}
+    for key in (*given, *environment):
+        if key not in known:
+            raise SettingsError(f"{name} has no key {key!r}", remedy=_nearest(key, known))
+    values = {key: _convert(f"{name}.{key}", value, known[key], strict=True) for key, value in given.items()}
+    for key, text in environment.items():
+        values[key] = _convert(f"QILBEE_{name.upper()}_{key.upper()}", text, known[key], strict=False)
+    return kind(**values)
+
+
+def _convert(name: str, value: object, field: FieldInfo, *, strict: bool) -> object:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not strict and isinstance(value, str) and field.name in {"disabled", "engine"}:
+        try:
+            value = msgspec.json.decode(value)  # lists and tables are JSON in a variable
+        except msgspec.DecodeError as error:
+            raise SettingsError(f"{name} is not JSON: {error}", remedy='write it like ["a", "b"]') from error
+    try:
+        return msgspec.convert(value, type=field.type, strict=strict)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{name} is {value!r}: {error}") from error
+
+
+def _nearest(name: str, known: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(known)}"

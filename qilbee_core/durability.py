@@ -1,0 +1,177 @@
+"""When an acknowledged write survives a power cut.
+
+=============  ====================================  ======================================
+level          an acknowledged write survives        what the writer waits for
+=============  ====================================  ======================================
+``sync``       a power cut                           one fsync, shared by all who wait
+``interval``   the death of the process; a power     nothing
+               cut unless it is younger than the
+               interval and one sync
+``async``      the death of the process              nothing
+``none``       a clean close or ``flush()``          nothing
+=============  ====================================  ======================================
+
+Group commit: each write gets a ticket after the engine has taken it. Whoever needs a ticket durable and
+finds no sync under way leads one, for every ticket given out so far; the others wait for that one
+or the next. So N waiting writers share one or two syncs, on any engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Literal
+
+from qilbee_core.errors import OutcomeUnknownError, StorageError, StoreClosedError
+from qilbee_core.interfaces import StorageBackend
+
+__all__ = ["Durability", "DurabilityLevel"]
+
+log = logging.getLogger(__name__)
+
+DurabilityLevel = Literal["sync", "interval", "async", "none"]
+
+
+class Durability:
+    """Makes the writes of one backend durable, at one level, over threads and asyncio tasks."""
+
+    def __init__(self, backend: StorageBackend, level: DurabilityLevel, interval_ms: int) -> None:
+        self.level: DurabilityLevel = level
+        self._backend = backend
+        self._interval_s = interval_ms / 1000
+        self._lock = threading.Lock()
+        self._condition = threading.Condition(self._lock)
+        self._written = 0
+        self._synced = 0
+        self._oldest_unsynced_s = 0.0
+        self._leading = False
+        self._failure: StorageError | None = None
+        self._callbacks: list[tuple[int, Callable[[], object]]] = []
+        self._leader_pool: ThreadPoolExecutor | None = None
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        if level == "interval":
+            self._thread = threading.Thread(target=self._sync_regularly, name="qilbee-sync", daemon=True)
+            self._thread.start()
+
+    def wrote(self) -> int:
+        """Take a ticket for a write the engine has just taken."""
+        with self._lock:
+            if self._written == self._synced:
+                self._oldest_unsynced_s = time.monotonic()
+            self._written += 1
+            return self._written
+
+    @property
+    def last_ticket(self) -> int:
+        """The ticket of the latest write: what an answer that rests on earlier writes waits for."""
+        return self._written
+
+    def check(self) -> None:
+        """Raise what made an earlier sync fail: nothing more may be written through this handle."""
+        if self._failure is not None:
+            raise OutcomeUnknownError(
+                f"an earlier sync failed ({self._failure.message}); the store is read-only",
+                remedy="close the store, look at the disk, and open it again",
+            )
+
+    def wait(self, ticket: int) -> None:
+        """Return once the level's promise holds for ``ticket``."""
+        if self.level == "sync":
+            self._wait_synced(ticket)
+
+    async def wait_async(self, ticket: int) -> None:
+        """The same for an asyncio task; the event loop goes on meanwhile."""
+        if self.level != "sync" or self._synced >= ticket:
+            return
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+        with self._condition:
+            self._callbacks.append((ticket, partial(loop.call_soon_threadsafe, done.set)))
+            if not self._leading:
+                self._lead_elsewhere()
+        await done.wait()
+        if self._synced < ticket:
+            self.check()
+
+    def flush(self) -> None:
+        """Make every write so far durable, at any level."""
+        self._wait_synced(self._written)
+
+    def unsynced_age_ms(self) -> float:
+        """Age of the oldest write that may not survive a power cut yet."""
+        if self._written == self._synced:
+            return 0.0
+        return (time.monotonic() - self._oldest_unsynced_s) * 1000
+
+    def close(self) -> None:
+        """Stop the background thread, then make everything durable. Idempotent."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()
+        try:
+            if self._failure is None:
+                self.flush()
+        finally:
+            if self._leader_pool is not None:
+                self._leader_pool.shutdown()
+
+    def _wait_synced(self, ticket: int) -> None:
+        while True:
+            with self._condition:
+                while self._leading and self._synced < ticket and self._failure is None:
+                    self._condition.wait()
+                if self._synced >= ticket:
+                    return
+                self.check()
+                self._leading = True
+            self._lead()
+
+    def _lead_elsewhere(self) -> None:
+        # Called under the condition. A pool of one thread: asyncio tasks cannot lead, a sync would hold up their loop.
+        if self._leader_pool is None:
+            self._leader_pool = ThreadPoolExecutor(1, "qilbee-group-commit")
+        self._leading = True
+        self._leader_pool.submit(self._lead)
+
+    def _lead(self) -> None:
+        target = self._written
+        started_s = time.monotonic()
+        failure: StorageError | None = None
+        try:
+            self._backend.sync()
+        except StoreClosedError as error:
+            failure = error
+        except StorageError as error:
+            failure = error
+            log.error("sync failed, the store is read-only from now on: %s", error)
+        with self._condition:
+            if failure is None:
+                self._synced = max(self._synced, target)
+                self._oldest_unsynced_s = started_s
+            else:
+                # After a failed fsync the kernel may have dropped the pages: asking again would lie.
+                self._failure = failure
+            self._leading = False
+            ready = [callback for ticket, callback in self._callbacks if failure or ticket <= self._synced]
+            self._callbacks = [item for item in self._callbacks if not failure and item[0] > self._synced]
+            if self._callbacks:
+                self._lead_elsewhere()
+            self._condition.notify_all()
+        for callback in ready:
+            callback()
+
+    def _sync_regularly(self) -> None:
+        while not self._closing.wait(self._interval_s):
+            if self._written > self._synced:
+                try:
+                    self._wait_synced(self._written)
+                except StorageError:
+                    return  # logged by the leader; the store is read-only

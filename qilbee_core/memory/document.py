@@ -1,0 +1,135 @@
+"""Between an episode and the document that is stored for it: fields by position, only ever appended.
+
+======  ==================  =======================================================
+field   what                where it is left out (only at the end)
+======  ==================  =======================================================
+0       episode type
+1       content
+2       transaction time    microseconds since the Unix epoch
+3       metadata            {}
+4       memory type         0, its position in MEMORY_TYPES
+5       strength            1.0
+6       reinforced at       0: at the transaction time
+7       idempotency key     "": none; else the hex of its 16-byte digest
+8       origin              "": this is what was first stored; else the digest of that
+9       previous version    0: there is none in HISTORY; else its transaction time
+======  ==================  =======================================================
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import astuple
+
+from qilbee_core.episode import MEMORY_TYPES, Episode, JSONObject
+from qilbee_core.errors import CorruptRecordError, InvalidError
+from qilbee_core.interfaces import Document
+from qilbee_core.limits import CONTENT_BYTES_MAX, METADATA_BYTES_MAX
+
+__all__ = ["EpisodeDocument", "check_sizes", "digest_of_key"]
+
+_canonical = msgspec.msgpack.Encoder(order="deterministic").encode
+_MEMORY_TYPE_NUMBERS = {name: number for number, name in enumerate(MEMORY_TYPES)}
+
+
+def digest_of_key(idempotency_key: str) -> bytes:
+    """The 16 bytes that stand for an idempotency key."""
+    return blake2b(idempotency_key.encode(), digest_size=16).digest()
+
+
+class EpisodeDocument(Struct):
+    """The stored fields of one episode, by name."""
+
+    episode_type: str
+    content: JSONObject
+    transaction_us: int
+    metadata: JSONObject = {}
+    memory_type: int = 0
+    strength: float = 1.0
+    reinforced_us: int = 0
+    idempotency_digest: str = ""
+    origin: str = ""
+    previous_us: int = 0
+
+    @classmethod
+    def of(cls, episode: Episode, transaction_us: int, idempotency_digest: str = "") -> EpisodeDocument:
+        """What is stored for ``episode`` when it is recorded at ``transaction_us``."""
+        return cls(
+            episode.episode_type,
+            episode.content,
+            transaction_us,
+            episode.metadata,
+            _MEMORY_TYPE_NUMBERS[episode.memory_type],
+            episode.relevance,
+            0,
+            idempotency_digest,
+        )
+
+    @classmethod
+    def from_fields(cls, fields: Document) -> EpisodeDocument:
+        """The document read from a record; fields of a later schema are passed over."""
+        try:
+            return cls(*fields[:_FIELDS])  # type: ignore[arg-type]  # the checksum vouches for the types
+        except TypeError as error:
+            raise CorruptRecordError(f"a document of {len(fields)} fields is not an episode's") from error
+
+    def fields(self) -> Document:
+        """The fields by position, without the defaults at the end."""
+        if (
+            self.memory_type == 0
+            and self.strength == 1.0
+            and not self.idempotency_digest
+            and not self.reinforced_us
+            and not self.origin
+        ):
+            if self.metadata:
+                return [self.episode_type, self.content, self.transaction_us, self.metadata]
+            return [self.episode_type, self.content, self.transaction_us]
+        fields: Document = list(astuple(self))
+        while fields[-1] == _DEFAULTS[len(fields) - 1]:
+            del fields[-1]
+        return fields
+
+    def digest(self) -> str:
+        """What makes two stores of one id the same store: hex of 16 bytes over what the caller gave."""
+        if self.origin:
+            return self.origin
+        given = [self.episode_type, self.content, self.metadata, self.memory_type]
+        return blake2b(_canonical(given), digest_size=16).hexdigest()
+
+    def decay_start_us(self) -> int:
+        """When its decay began: it was reinforced then, or recorded."""
+        return self.reinforced_us or self.transaction_us
+
+    def episode(self, agent_id: str, id_bytes: bytes, relevance: float) -> Episode:
+        """The episode as it is given back, with its relevance now."""
+        episode = Episode.__new__(Episode)
+        episode.agent_id = agent_id
+        episode.episode_type = self.episode_type
+        episode.content = self.content
+        episode.metadata = self.metadata
+        episode.memory_type = MEMORY_TYPES[self.memory_type]
+        episode.relevance = relevance
+        episode._id = id_bytes
+        episode._id_given = True
+        episode._transaction_us = self.transaction_us
+        return episode
+
+
+_FIELDS = len(EpisodeDocument.__struct_fields__)
+_REQUIRED = _FIELDS - len(EpisodeDocument.__struct_defaults__)
+_DEFAULTS: tuple[object, ...] = (None,) * _REQUIRED + ({}, 0, 1.0, 0, "", "", 0)
+
+
+def check_sizes(content: JSONObject, metadata: JSONObject) -> None:
+    """Refuse a content or metadata above its limit, measured as MessagePack."""
+    for name, value, bytes_max in (
+        ("content", content, CONTENT_BYTES_MAX),
+        ("metadata", metadata, METADATA_BYTES_MAX),
+    ):
+        size = len(_canonical(value))
+        if size > bytes_max:
+            raise InvalidError(f"{name} takes {size} bytes, the most is {bytes_max}", remedy="store it in parts")

@@ -1,0 +1,423 @@
+"""Every operation on one agent's memory, in one place for the sync and the asyncio face alike.
+
+Reads take what the backend holds and give episodes. Writes plan a :class:`~qilbee_core.memory.commit.Change`
+and commit it. A write gives its value and a ticket: the answer holds at the store's durability level once
+:mod:`qilbee_core.durability` has waited for that ticket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+
+from msgspec.structs import replace
+
+from qilbee_core.batch import Delete, DeleteRange, Put
+from qilbee_core.envelope import frame, unframe
+from qilbee_core.episode import MEMORY_TYPES, Episode, JSONObject, MemoryType
+from qilbee_core.errors import ConflictError, InvalidError, NotFoundError
+from qilbee_core.ids import (
+    datetime_of_us,
+    draw_id,
+    event_us_of,
+    format_id,
+    lowest_id,
+    now_us,
+    parse_id,
+    us_of_datetime,
+)
+from qilbee_core.interfaces import SupportsErase
+from qilbee_core.keys import Space
+from qilbee_core.limits import (
+    BATCH_BYTES_MAX,
+    BATCH_EPISODES_MAX,
+    EPISODE_TYPE_BYTES_MAX,
+    EPISODE_TYPES_MAX,
+    IDEMPOTENCY_KEY_BYTES_MAX,
+    LIMIT_MAX,
+    METADATA_BYTES_MAX,
+    check_episode,
+    check_limit,
+    check_object,
+    check_text,
+    surrogate_error,
+)
+from qilbee_core.memory.commit import Agent, Change, ChangeKind, Context
+from qilbee_core.memory.document import EpisodeDocument, check_sizes, digest_of_key
+from qilbee_core.memory.head import Head
+from qilbee_core.memory.relevance import average, contribution, relevance, vitality
+from qilbee_core.memory.statistics import ClearReceipt, MemoryStatistics
+
+__all__ = ["BatchTooLargeError", "Operations"]
+
+# Of one agent, all that goes with clear(); the head is one key and goes by itself.
+_AGENT_SPACES = (
+    Space.EPISODE,
+    Space.STATE,
+    Space.HISTORY,
+    Space.VITALITY,
+    Space.CHANGE,
+    Space.KEY,
+    Space.TERMS,
+    Space.VECTOR,
+    Space.PLAN,
+)
+_TEXT_SPACES = (Space.EPISODE, Space.HISTORY, Space.TERMS, Space.VECTOR, Space.PLAN)
+
+
+class BatchTooLargeError(InvalidError):
+    """More bytes than one batch may hold; half as many episodes may fit."""
+
+
+class Operations:
+    """The operations on the memory of one agent."""
+
+    def __init__(self, context: Context, agent_id: str) -> None:
+        self._context = context
+        self._agent: Agent = context.agent(agent_id)
+        self._keys = self._agent.keys
+        self._backend = context.backend
+        self._records = context.records
+        self.agent_id = self._agent.id
+
+    # --- writes
+
+    def store(self, episodes: Sequence[Episode], idempotency_key: str | None = None) -> tuple[list[str], int]:
+        """Store all of ``episodes`` or none; what is stored already, with the same content, stays as it is."""
+        if len(episodes) > BATCH_EPISODES_MAX:
+            raise InvalidError(
+                f"a batch of {len(episodes)} episodes, the most is {BATCH_EPISODES_MAX}",
+                remedy="use import_episodes(), which stores any number in bounded batches",
+            )
+        agent_id = self.agent_id
+        for episode in episodes:
+            check_episode(episode)
+            if episode.agent_id != agent_id:
+                raise InvalidError(
+                    f"the episode belongs to agent {episode.agent_id!r}, this memory to {agent_id!r}",
+                    remedy=f"store it in agent_memory({episode.agent_id!r})",
+                )
+        digest = b""
+        if idempotency_key is not None:
+            check_text(idempotency_key, "idempotency_key", IDEMPOTENCY_KEY_BYTES_MAX)
+            digest = digest_of_key(idempotency_key)
+        return self._context.commit(self._agent, lambda head: self._plan_store(head, episodes, digest))
+
+    def _plan_store(self, head: Head, episodes: Sequence[Episode], digest: bytes) -> tuple[list[str], Change | None]:
+        keys = self._keys
+        change = Change(ChangeKind.STORE, head)
+        new = change.head
+        written: dict[bytes, bytes] = {}
+        batch_bytes = 0
+        ids: list[str] = []
+        for episode in episodes:
+            id_bytes = episode._id
+            key = keys.episode(id_bytes)
+            document = EpisodeDocument.of(episode, new.transaction_us, digest.hex())
+            if digest and (known := self._stored_under(digest, document)) is not None:
+                ids.append(format_id(known))
+                continue
+            # No id above newest_id was ever stored: new episodes are not looked for.
+            while id_bytes <= new.newest_id:
+                existing = written.get(key) or self._backend.get(key)
+                if existing is None or self._is_same(key, existing, document):
+                    break
+                if episode._id_given:
+                    raise ConflictError(
+                        f"episode {episode.id} is stored with other content",
+                        remedy="use update_episode() to change it, or leave the id out to store another",
+                    )
+                id_bytes = episode._id = draw_id(event_us_of(id_bytes))
+                key = keys.episode(id_bytes)
+            else:
+                existing = None
+            ids.append(format_id(id_bytes))
+            if existing is not None:
+                continue
+            value = written[key] = self._seal(key, document, episode)
+            batch_bytes += len(value)
+            self._add(change, id_bytes, key, value, document)
+            if digest:
+                mark = keys.idempotency_key(digest)
+                change.operations.append(Put(mark, frame(mark, id_bytes)))
+            change.ids.append(id_bytes)
+            change.stored.append(episode)
+            new.newest_id = max(new.newest_id, id_bytes)
+        if batch_bytes > BATCH_BYTES_MAX and len(episodes) > 1:
+            raise BatchTooLargeError(
+                f"the batch takes {batch_bytes} bytes, the most is {BATCH_BYTES_MAX}",
+                remedy="use import_episodes(), which stores any number in bounded batches",
+            )
+        return ids, change if change.ids else None
+
+    def update(
+        self,
+        id: str,
+        *,
+        content: JSONObject | None,
+        metadata: JSONObject | None,
+        episode_type: str | None,
+    ) -> tuple[Episode, int]:
+        """Change what is given; the version before goes to the history."""
+        id_bytes = parse_id(id)
+        if content is not None:
+            check_object(content, "content")
+        if metadata is not None:
+            check_object(metadata, "metadata")
+        if episode_type is not None:
+            check_text(episode_type, "episode_type", EPISODE_TYPE_BYTES_MAX)
+
+        def plan(head: Head) -> tuple[Episode, Change | None]:
+            key = self._keys.episode(id_bytes)
+            value = self._backend.get(key)
+            if value is None:
+                raise NotFoundError(f"agent {self.agent_id!r} has no episode {id}")
+            old = self._open(key, value)
+            change = Change(ChangeKind.UPDATE, head)
+            new = replace(
+                old,
+                content=old.content if content is None else content,
+                metadata=old.metadata if metadata is None else metadata,
+                episode_type=episode_type or old.episode_type,
+                transaction_us=change.head.transaction_us,
+                reinforced_us=old.decay_start_us(),
+                origin=old.digest(),
+                previous_us=old.transaction_us,
+            )
+            if replace(new, origin="").digest() == replace(old, origin="").digest():
+                return self._episode(id_bytes, old), None
+            history_key = self._keys.history(id_bytes, old.transaction_us)
+            change.operations.append(
+                Put(history_key, self._records.seal(history_key, self._records.dumps(old.fields())))
+            )
+            self._remove(change, id_bytes, key, value, old)
+            updated = self._episode(id_bytes, new)
+            self._add(change, id_bytes, key, self._seal(key, new, updated), new)
+            change.ids.append(id_bytes)
+            return updated, change
+
+        return self._context.commit(self._agent, plan)
+
+    def delete(self, id: str, *, erase: bool) -> tuple[bool, int]:
+        """Remove an episode with its history; with ``erase`` its bytes leave the files before this returns."""
+        id_bytes = parse_id(id)
+        engine = self._erasing_engine() if erase else None
+        key = self._keys.episode(id_bytes)
+        history = self._keys.history_range(id_bytes)
+
+        def plan(head: Head) -> tuple[bool, Change | None]:
+            value = self._backend.get(key)
+            if value is None:
+                return False, None
+            document = self._open(key, value)
+            change = Change(ChangeKind.DELETE, head)
+            self._remove(change, id_bytes, key, value, document)
+            change.operations.append(Delete(key))
+            if document.previous_us:
+                change.operations.append(DeleteRange(*history))
+            if document.idempotency_digest:
+                change.operations.append(Delete(self._keys.idempotency_key(bytes.fromhex(document.idempotency_digest))))
+            change.ids.append(id_bytes)
+            return True, change
+
+        deleted, ticket = self._context.commit(self._agent, plan)
+        if engine is not None:
+            engine.erase([(key, key + b"\x00"), history])
+        return deleted, ticket
+
+    def clear(self, *, erase: bool) -> tuple[ClearReceipt, int]:
+        """Remove everything of the agent in one batch; what it stores next begins a new generation."""
+        engine = self._erasing_engine() if erase else None
+        receipt, ticket = self._context.clear(
+            self._agent, [DeleteRange(*self._keys.range(space)) for space in _AGENT_SPACES]
+        )
+        if engine is not None:
+            engine.erase([self._keys.range(space) for space in _TEXT_SPACES])
+        return receipt, ticket
+
+    # --- reads
+
+    def get(self, id: str) -> Episode | None:
+        """The episode, or None."""
+        id_bytes = parse_id(id)
+        value = self._agent.tail.values.get(id_bytes) or self._backend.get(self._keys.episode(id_bytes))
+        return None if value is None else self._restore(id_bytes, value)
+
+    def get_many(self, ids: Sequence[str]) -> list[Episode | None]:
+        """One answer for each id, in the order given."""
+        if len(ids) > LIMIT_MAX:
+            raise InvalidError(f"{len(ids)} ids, the most is {LIMIT_MAX}", remedy="ask for them in parts")
+        all_bytes = [parse_id(text) for text in ids]
+        values = self._backend.get_many([self._keys.episode(id_bytes) for id_bytes in all_bytes])
+        return [
+            None if value is None else self._restore(id_bytes, value)
+            for id_bytes, value in zip(all_bytes, values, strict=True)
+        ]
+
+    def recent(
+        self, limit: int, before: str | None, episode_type: str | None, memory_type: MemoryType | None
+    ) -> list[Episode]:
+        """The newest by event time, below ``before``."""
+        check_limit(limit)
+        before_bytes = None if before is None else parse_id(before)
+        if memory_type is not None and memory_type not in MEMORY_TYPES:
+            raise InvalidError(f"memory_type is {memory_type!r}", remedy=f"give one of {', '.join(MEMORY_TYPES)}")
+        if episode_type is None and memory_type is None:
+            return [self._restore(id_bytes, value) for id_bytes, value in self._newest(limit, before_bytes)]
+        found: list[Episode] = []
+        for key, value in self._scan(before_bytes):
+            episode = self._restore(key[-16:], value)
+            if episode_type in (None, episode.episode_type) and memory_type in (None, episode.memory_type):
+                found.append(episode)
+                if len(found) == limit:
+                    break
+        return found
+
+    def _newest(self, limit: int, before: bytes | None) -> list[tuple[bytes, bytes]]:
+        context, agent = self._context, self._agent
+        if not context.single_process or before is not None:
+            return self._take(self._scan(before), limit)
+        known = context.tails.newest(agent.tail, limit, None)
+        if known is None:
+            # Under the lock, so that nothing is stored between what is read and what the tail believes.
+            with agent.lock:
+                known = self._take(self._scan(None), limit)
+                if known:
+                    context.tails.fill(agent.tail, known, whole=len(known) < limit)
+        return known
+
+    @staticmethod
+    def _take(pairs: Iterator[tuple[bytes, bytes]], limit: int) -> list[tuple[bytes, bytes]]:
+        taken: list[tuple[bytes, bytes]] = []
+        for key, value in pairs:
+            taken.append((key[-16:], value))
+            if len(taken) == limit:
+                break
+        return taken
+
+    def _scan(self, before: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        start, stop = self._keys.range(Space.EPISODE)
+        return self._backend.scan(start, stop if before is None else self._keys.episode(before), reverse=True)
+
+    def between(self, start: datetime | None, end: datetime | None, *, reverse: bool) -> Iterator[Episode]:
+        """Episodes with ``start <= event time < end``, as they are now, one at a time."""
+        low, high = self._keys.range(Space.EPISODE)
+        if start is not None:
+            low = self._keys.episode(lowest_id(us_of_datetime(start)))
+        if end is not None:
+            high = self._keys.episode(lowest_id(us_of_datetime(end)))
+        pairs = self._backend.scan(low, high, reverse=reverse)
+        return (self._restore(key[-16:], value) for key, value in pairs)
+
+    def history(self, id: str) -> list[Episode]:
+        """Every version of an episode that was replaced, oldest first."""
+        id_bytes = parse_id(id)
+        return [
+            self._episode(id_bytes, self._open(key, value))
+            for key, value in self._backend.scan(*self._keys.history_range(id_bytes))
+        ]
+
+    def statistics(self) -> MemoryStatistics:
+        """Figures from the head, and one look at either end."""
+        head = self._context.head(self._agent)
+        if head is None or not head.types:
+            return MemoryStatistics(
+                total_episodes=0,
+                episodes_by_type={},
+                oldest_episode=None,
+                newest_episode=None,
+                avg_relevance=0.0,
+                bytes=0,
+            )
+        now = now_us()
+        orders = {order.number: order for order in self._context.orders}
+        total = sum(
+            average(orders[number], tally.total, tally.count, now) * tally.count
+            for number, tally in head.tallies.items()
+        )
+        oldest, newest = (
+            next((datetime_of_us(event_us_of(key[-16:])) for key, _ in self._end(reverse=reverse)), None)
+            for reverse in (False, True)
+        )
+        return MemoryStatistics(
+            total_episodes=head.episodes,
+            episodes_by_type=dict(head.types),
+            oldest_episode=oldest,
+            newest_episode=newest,
+            avg_relevance=total / head.episodes,
+            bytes=head.record_bytes,
+        )
+
+    def _end(self, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        return self._backend.scan(*self._keys.range(Space.EPISODE), reverse=reverse)
+
+    # --- parts of the above
+
+    def _seal(self, key: bytes, document: EpisodeDocument, episode: Episode) -> bytes:
+        try:
+            body = self._records.dumps(document.fields())
+        except UnicodeEncodeError:
+            raise surrogate_error(episode) from None
+        if len(body) > METADATA_BYTES_MAX:
+            check_sizes(document.content, document.metadata)
+        return self._records.seal(key, body)
+
+    def _add(self, change: Change, id_bytes: bytes, key: bytes, value: bytes, document: EpisodeDocument) -> None:
+        head = change.head
+        if document.episode_type not in head.types and len(head.types) >= EPISODE_TYPES_MAX:
+            raise InvalidError(
+                f"agent {self.agent_id!r} has {EPISODE_TYPES_MAX} episode types already",
+                remedy="use fewer types, and metadata for what varies",
+            )
+        order = self._context.orders[document.memory_type]
+        place = vitality(order, document.strength, document.decay_start_us())
+        head.add(document.episode_type, len(key) + len(value), order.number, contribution(order, place))
+        change.operations.append(Put(key, value))
+        change.operations.append(Put(self._keys.vitality(order.number, place, id_bytes), b""))
+        change.puts.append((id_bytes, value))
+
+    def _remove(self, change: Change, id_bytes: bytes, key: bytes, value: bytes, document: EpisodeDocument) -> None:
+        order = self._context.orders[document.memory_type]
+        place = vitality(order, document.strength, document.decay_start_us())
+        change.head.remove(document.episode_type, len(key) + len(value), order.number, contribution(order, place))
+        change.operations.append(Delete(self._keys.vitality(order.number, place, id_bytes)))
+
+    def _stored_under(self, digest: bytes, document: EpisodeDocument) -> bytes | None:
+        """The id stored under an idempotency key, where there is one; ConflictError where its content differs."""
+        mark = self._keys.idempotency_key(digest)
+        framed = self._backend.get(mark)
+        if framed is None:
+            return None
+        id_bytes = unframe(mark, framed)
+        key = self._keys.episode(id_bytes)
+        value = self._backend.get(key)
+        if value is None:
+            return None  # deleted since, and with it what the key stood for
+        if not self._is_same(key, value, document):
+            raise ConflictError(
+                f"the idempotency key stands for episode {format_id(id_bytes)}, which has other content",
+                remedy="use another key for another episode",
+            )
+        return id_bytes
+
+    def _is_same(self, key: bytes, value: bytes, document: EpisodeDocument) -> bool:
+        return self._open(key, value).digest() == document.digest()
+
+    def _open(self, key: bytes, value: bytes) -> EpisodeDocument:
+        return EpisodeDocument.from_fields(self._records.open(key, value))
+
+    def _restore(self, id_bytes: bytes, value: bytes) -> Episode:
+        return self._episode(id_bytes, self._open(self._keys.episode(id_bytes), value))
+
+    def _episode(self, id_bytes: bytes, document: EpisodeDocument) -> Episode:
+        order = self._context.orders[document.memory_type]
+        place = vitality(order, document.strength, document.decay_start_us())
+        return document.episode(self.agent_id, id_bytes, relevance(order, place, now_us()))
+
+    def _erasing_engine(self) -> SupportsErase:
+        if not isinstance(self._backend, SupportsErase):
+            raise InvalidError(
+                f"the {self._backend.name} backend cannot erase bytes from its files",
+                remedy="delete without erase=True; nothing was deleted",
+            )
+        return self._backend

@@ -1,0 +1,134 @@
+"""How relevance decays, in numbers that never have to be touched again.
+
+An episode of strength s, last reinforced at time t0, has at time t the relevance
+
+    relevance(t) = s * 2 ** (-(t - t0) / half_life)
+
+Two episodes of one half-life therefore keep their order for ever, and that order is the order of
+
+    vitality = t0 + half_life * log2(s)
+
+the moment at which the relevance would have been 1. The relevance of all of them together is
+
+    sum of relevance(t) = 2 ** (-(t - epoch) / half_life) * sum of 2 ** ((vitality - epoch) / half_life)
+
+whose second sum does not depend on t: it is kept, as an integer, so the average costs nothing.
+Memories that never decay are ordered by strength, and their sum is the sum of strengths.
+
+Vitality and contribution are computed from integers and IEEE basic operations alone, which give the
+same bits on every machine: a key computed today is found tomorrow, elsewhere. (``math.log2`` and
+``**`` differ between C libraries.)
+"""
+
+from __future__ import annotations
+
+import math
+
+from msgspec import Struct
+
+from qilbee_core.episode import MemoryType
+
+__all__ = ["STRENGTH_MIN", "Order", "average", "contribution", "relevance", "vitality"]
+
+STRENGTH_MIN = 2.0**-20
+"""A strength below this counts as this: relevance 0 is about one in a million."""
+
+_STRENGTH_BITS = 62
+_SUM_BITS = 64
+_LOG_BITS = 32
+
+
+class Order(Struct, frozen=True):
+    """One way of ordering memories by relevance: a memory type under one half-life. Never changed.
+
+    ``half_life_us`` is None where there is no decay. ``epoch_us`` is when the store was created.
+    """
+
+    number: int
+    memory_type: MemoryType
+    half_life_us: int | None
+    epoch_us: int
+
+
+def vitality(order: Order, strength: float, reinforced_us: int) -> int:
+    """Where an episode stands in its order: a signed 64-bit integer, higher is more relevant.
+
+    >>> day = 86_400_000_000
+    >>> vitality(Order(0, "episodic", 30 * day, 0), 0.5, 100 * day) // day
+    70
+    """
+    if order.half_life_us is None:
+        return int(max(strength, STRENGTH_MIN) * (1 << _STRENGTH_BITS))
+    if strength >= 1.0:
+        return reinforced_us
+    return reinforced_us + (order.half_life_us * _log2(max(strength, STRENGTH_MIN)) >> _LOG_BITS)
+
+
+def contribution(order: Order, vitality: int) -> int:
+    """What an episode adds to the sum of its order: a non-negative integer, in units of 2**-64."""
+    if order.half_life_us is None:
+        return vitality << _SUM_BITS - _STRENGTH_BITS
+    doublings = (vitality - order.epoch_us) / order.half_life_us
+    whole = math.floor(doublings)
+    # 2**x for the fraction x: by a table of 64 and a Taylor polynomial, to about 1e-12.
+    x = doublings - whole
+    index = int(x * 64.0)
+    z = (x - index * 0.015625) * 0.6931471805599453
+    power = _POWERS[index] * (1.0 + z * (1.0 + z * (0.5 + z * (1 / 6 + z * (1 / 24)))))
+    shift = whole + _SUM_BITS - 52
+    scaled = int(power * 4503599627370496.0)  # 2**52: exact, since a float has 53 bits
+    return scaled << shift if shift >= 0 else scaled >> -shift
+
+
+def relevance(order: Order, vitality: int, now_us: int) -> float:
+    """The relevance at ``now_us``, 0..1.
+
+    >>> day = 86_400_000_000
+    >>> relevance(Order(0, "episodic", 30 * day, 0), 100 * day, 160 * day)
+    0.25
+    """
+    if order.half_life_us is None:
+        return vitality / (1 << _STRENGTH_BITS)
+    return min(1.0, math.exp2((vitality - now_us) / order.half_life_us))
+
+
+def average(order: Order, total: int, count: int, now_us: int) -> float:
+    """The average relevance at ``now_us`` of ``count`` episodes whose contributions add up to ``total``."""
+    if order.half_life_us is None:
+        return total / (count << _SUM_BITS)
+    doublings, rest = divmod(now_us - order.epoch_us, order.half_life_us)
+    return total / (count << max(0, doublings) + _SUM_BITS) / math.exp2(rest / order.half_life_us + min(0, doublings))
+
+
+def _log2(strength: float) -> int:
+    """log2 of a strength in (0, 1], times 2**32, rounded down: one bit of the result for each squaring."""
+    mantissa, exponent = math.frexp(strength)
+    scaled = int(mantissa * (1 << 62))  # in [2**61, 2**62): a fixed-point number of 61 fractional bits in [1, 2)
+    result = exponent - 1
+    for _ in range(_LOG_BITS):
+        scaled = scaled * scaled >> 61
+        result <<= 1
+        if scaled >> 62:
+            scaled >>= 1
+            result |= 1
+    return result
+
+
+def _table() -> tuple[float, ...]:
+    """2**(k/64), correctly rounded, from integer square roots."""
+    roots: list[int] = []
+    for _ in range(6):
+        # roots[i] = 2 ** (1 / 2**(i+1)) with 1200 fractional bits
+        step = math.isqrt((roots[-1] if roots else 2 << 1200) << 1200)
+        roots.append(step)
+    table = []
+    for k in range(64):
+        value = 1 << 1200
+        for bit in range(6):
+            if k >> (5 - bit) & 1:
+                value = value * roots[bit] >> 1200
+        table.append(value / (1 << 1200))
+    return tuple(table)
+
+
+_POWERS = _table()

@@ -1,0 +1,97 @@
+"""Between documents and sealed bytes: serializer, codec and envelope, as the settings say."""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+from qilbee_core.catalog import Catalog
+from qilbee_core.codecs.dictionaries import dictionary, shipped_dictionary
+from qilbee_core.envelope import ENVELOPE_VERSION, RECORD_BYTES_MAX, Envelope, seal, unseal
+from qilbee_core.errors import CorruptRecordError, InvalidError
+from qilbee_core.interfaces import Codec, Document, Serializer, SupportsDictionary
+from qilbee_core.plugins import Plugins
+
+__all__ = ["Records"]
+
+_NO_CODEC = 0
+"""The tag of bytes as they are: of every store, in no catalog."""
+
+
+class Records:
+    """Seals with one codec and one serializer; opens what any known ones have sealed."""
+
+    def __init__(self, catalog: Catalog, plugins: Plugins, *, codec_name: str, serializer_name: str) -> None:
+        self._catalog = catalog
+        self._plugins = plugins
+        self._codecs: dict[tuple[int, int], Codec] = {}
+        self._serializers: dict[int, Serializer] = {}
+        serializer = plugins.serializers.create(serializer_name)
+        self._serializer_tag = catalog.tag_of(
+            "serializer", serializer_name, plugins.serializers.distributions[serializer_name]
+        )
+        self._serializers[self._serializer_tag] = serializer
+        self.dumps = serializer.dumps
+        """The bytes of a document, to be sealed."""
+        self._raw_start = bytes((ENVELOPE_VERSION, _NO_CODEC, 0, self._serializer_tag))
+        self._codec: Codec | None = None
+        self._codec_tag = self._dictionary_id = 0
+        if codec_name != "none":
+            self._use_codec(codec_name)
+
+    def _use_codec(self, name: str) -> None:
+        codec = self._plugins.codecs.create(name)
+        self._codec_tag = self._catalog.tag_of("codec", name, self._plugins.codecs.distributions[name])
+        shipped = shipped_dictionary(name)
+        if shipped is not None and isinstance(codec, SupportsDictionary):
+            self._dictionary_id, data = shipped
+            codec = codec.with_dictionary(data)
+        self._codec = self._codecs[self._codec_tag, self._dictionary_id] = codec
+
+    def seal(self, key: bytes, body: bytes) -> bytes:
+        """The bytes to store under ``key`` for a document that ``dumps`` made into ``body``."""
+        raw_bytes = len(body)
+        if self._codec is not None:
+            encoded = self._codec.encode(body)
+            if len(encoded) < raw_bytes:
+                envelope = Envelope(self._codec_tag, self._dictionary_id, self._serializer_tag, raw_bytes, encoded)
+                return seal(key, envelope)
+        if 0x80 <= raw_bytes < 0x4000:
+            # seal() of an uncompressed body of the usual size, without its intermediate objects.
+            sealed = self._raw_start + bytes((raw_bytes & 0x7F | 0x80, raw_bytes >> 7)) + body
+            return sealed + crc32(sealed, crc32(key)).to_bytes(4, "big")
+        if raw_bytes > RECORD_BYTES_MAX:
+            raise InvalidError(
+                f"the record takes {raw_bytes} bytes, the most is {RECORD_BYTES_MAX}", remedy="store it in parts"
+            )
+        return seal(key, Envelope(_NO_CODEC, 0, self._serializer_tag, raw_bytes, body))
+
+    def open(self, key: bytes, value: bytes) -> Document:
+        """The document sealed under ``key``.
+
+        CorruptRecordError where the bytes are not what was written, ProviderNotFoundError where the
+        codec or serializer that wrote them is not installed.
+        """
+        codec_tag, dictionary_id, serializer_tag, raw_bytes, body = unseal(key, value)
+        if codec_tag != _NO_CODEC:
+            codec = self._codecs.get((codec_tag, dictionary_id)) or self._find_codec(codec_tag, dictionary_id)
+            body = codec.decode(body, raw_bytes)
+        if len(body) != raw_bytes:
+            raise CorruptRecordError(f"record {key.hex()} has {len(body)} bytes, its envelope says {raw_bytes}")
+        serializer = self._serializers.get(serializer_tag) or self._find_serializer(serializer_tag)
+        return serializer.loads(body)
+
+    def _find_codec(self, tag: int, dictionary_id: int) -> Codec:
+        known = self._catalog.codec(tag)
+        codec = self._plugins.codecs.create(known.name, distribution=known.distribution)
+        if dictionary_id:
+            if not isinstance(codec, SupportsDictionary):
+                raise CorruptRecordError(f"codec {known.name!r} takes no dictionary, a record names {dictionary_id}")
+            codec = codec.with_dictionary(dictionary(known.name, dictionary_id))
+        self._codecs[tag, dictionary_id] = codec
+        return codec
+
+    def _find_serializer(self, tag: int) -> Serializer:
+        known = self._catalog.serializer(tag)
+        serializer = self._plugins.serializers.create(known.name, distribution=known.distribution)
+        self._serializers[tag] = serializer
+        return serializer

@@ -1,0 +1,305 @@
+"""Opening a store: the one place where settings, plugins, engine, records and memory are wired together."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+from msgspec import Struct
+
+from qilbee_core.catalog import LAYOUT_VERSION, Catalog
+from qilbee_core.config import Settings
+from qilbee_core.directory import fsync_directory
+from qilbee_core.durability import Durability, DurabilityLevel
+from qilbee_core.episode import JSON
+from qilbee_core.errors import (
+    FormatVersionError,
+    QilbeeError,
+    SettingsError,
+    StorageError,
+    StorageFullError,
+    StoreClosedError,
+)
+from qilbee_core.interfaces import (
+    BackendOptions,
+    StorageBackend,
+    SupportsCompaction,
+    SupportsNativeCompression,
+    SupportsStats,
+)
+from qilbee_core.keys import Space, parse, range_of
+from qilbee_core.memory.agent import AgentMemory
+from qilbee_core.memory.commit import Context
+from qilbee_core.memory.operations import Operations
+from qilbee_core.memory.repair import RepairReport, repair
+from qilbee_core.memory.verify import VerifyReport, verify
+from qilbee_core.plugins import Plugins, load_plugins
+from qilbee_core.records import Records
+
+__all__ = ["Store", "open_store"]
+
+log = logging.getLogger(__name__)
+
+_MARKER_NAME = "qilbee.json"
+_DEFAULT_BACKEND = "rocksdb"
+
+
+class _Marker(Struct, frozen=True):
+    """What ``qilbee.json`` in a data directory says: whose it is, and which engine holds it."""
+
+    format: str
+    layout: int
+    backend: str
+
+
+class Store:
+    """One opened database. Made by :func:`open_store`; a context manager; safe to use from any thread."""
+
+    def __init__(self, backend: StorageBackend, settings: Settings, plugins: Plugins) -> None:
+        """Wire a store on an opened ``backend``, which is closed with it; for :func:`open_store`."""
+        self.settings = settings
+        self._backend = backend
+        storage = settings.storage
+        catalog = Catalog(backend)
+        records = Records(
+            catalog, plugins, codec_name=_value_codec(backend, settings), serializer_name=storage.serializer
+        )
+        self._durability = Durability(backend, storage.level, storage.wal_sync_interval_ms)
+        self._context = Context(
+            backend,
+            catalog,
+            records,
+            self._durability,
+            recent_cache_bytes=storage.recent_cache_bytes,
+            episodes_stored=plugins.episodes_stored,
+        )
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def agent_memory(self, agent_id: str) -> AgentMemory:
+        """The memory of one agent; InvalidError where the id is not 1 to 255 bytes of plain text."""
+        self._check_open()
+        return AgentMemory(Operations(self._context, agent_id), self._durability)
+
+    def agents(self) -> list[str]:
+        """The ids of all agents that have stored anything since they were last cleared, sorted."""
+        self._check_open()
+        found = (parse(key).agent_id for key, _ in self._backend.scan(*range_of(bytes((Space.AGENT,)))))
+        return sorted(agent_id for agent_id in found if agent_id is not None)
+
+    def flush(self) -> None:
+        """Make every earlier write survive a power cut, at any durability level."""
+        self._check_open()
+        self._durability.flush()
+
+    def compact(self) -> None:
+        """Give the space of what was deleted back now, instead of when the engine gets to it."""
+        self._check_open()
+        if isinstance(self._backend, SupportsCompaction):
+            self._backend.compact()
+
+    def stats(self) -> Mapping[str, JSON]:
+        """Figures of the store and its engine, by name, units last."""
+        self._check_open()
+        tails = self._context.tails
+        return {
+            "backend": self._backend.name,
+            "store_id": self._context.catalog.header.store_id,
+            "durability": self._durability.level,
+            "unsynced_age_ms": self._durability.unsynced_age_ms(),
+            "recent_cache": {
+                "bytes": tails.bytes,
+                "bytes_max": tails.bytes_max,
+                "hits": tails.hits,
+                "misses": tails.misses,
+            },
+            "engine": self._backend.stats() if isinstance(self._backend, SupportsStats) else {},
+        }
+
+    def durability(self) -> DurabilityLevel:
+        """The level in force."""
+        return self._durability.level
+
+    def verify(self) -> VerifyReport:
+        """Walk everything and compare it with everything else; changes nothing.
+
+        The report names each broken invariant. Writes may go on meanwhile.
+        """
+        self._check_open()
+        return verify(self._context)
+
+    def repair(self) -> RepairReport:
+        """Rebuild whatever is derived (heads, relevance order, idempotency marks) from the episodes.
+
+        Corrupt episodes are left as they are and named in the report.
+        """
+        self._check_open()
+        return repair(self._context)
+
+    def close(self) -> None:
+        """Make everything durable and let go of the directory. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._context.trim_all()
+            self._durability.close()
+        finally:
+            self._backend.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreClosedError("the store is closed")
+
+
+def open_store(
+    target: str | os.PathLike[str] | Settings | None = None, *, plugins: Plugins | None = None, **overrides: object
+) -> Store:
+    """Open the store in a directory, or as settings say; make it where there is none.
+
+    ``target`` is the data directory, or :class:`Settings`, or None for the settings of the environment
+    (``QILBEE_STORAGE_*``) and the defaults. ``overrides`` are keys of ``[storage]``: ``backend``,
+    ``sync_writes``, ``compression_type`` and so on. ``plugins`` replaces the installed ones.
+
+    Raises SettingsError for settings that do not hold together, ProviderNotFoundError for an engine or
+    codec that is not installed, FormatVersionError for a directory that is not a store of ours or is of
+    a newer layout, StoreLockedError where another opener holds it.
+
+    >>> with open_store(backend="ephemeral", durability="async") as store:
+    ...     store.agents()
+    []
+    """
+    if isinstance(target, Settings):
+        settings = target
+    else:
+        settings = Settings.load()
+        if target is not None:
+            overrides["data_path"] = target
+    settings = settings.with_storage(overrides)
+    if plugins is None:
+        plugins = load_plugins(disabled=settings.plugins.disabled)
+    started_s = time.monotonic()
+    backend = _open_backend(settings, plugins)
+    try:
+        store = Store(backend, settings, plugins)
+    except BaseException:
+        backend.close()
+        raise
+    log.info(
+        "opened %s on %s in %.0f ms, durability %s, compression %s",
+        settings.storage.data_path,
+        backend.name,
+        (time.monotonic() - started_s) * 1000,
+        settings.storage.level,
+        settings.storage.codec,
+    )
+    return store
+
+
+def _open_backend(settings: Settings, plugins: Plugins) -> StorageBackend:
+    storage = settings.storage
+    directory = Path(storage.data_path)
+    name = storage.backend
+    if name is None or plugins.backends.find(name).directory:
+        name = _claim(directory, name)
+    codec = storage.codec
+    plugins.codecs.find(codec)
+    return plugins.backends.create(
+        name,
+        BackendOptions(
+            path=directory / name,
+            wal=storage.level != "none",
+            compression="none" if storage.compression_scope == "value" else codec,
+            cache_bytes=storage.cache_bytes,
+            engine=storage.engine,
+        ),
+    )
+
+
+def _value_codec(backend: StorageBackend, settings: Settings) -> str:
+    """The codec for values: none where the engine compresses its blocks with what is asked for."""
+    storage = settings.storage
+    native = backend.native_codecs if isinstance(backend, SupportsNativeCompression) else frozenset()
+    if storage.compression_scope == "value" or storage.codec == "none":
+        return storage.codec
+    if storage.codec in native:
+        return "none"
+    if storage.compression_scope == "block":
+        raise SettingsError(
+            f"the {backend.name} backend has no block compression {storage.codec!r}, it has "
+            f"{', '.join(sorted(native)) or 'none'}",
+            remedy='use compression_scope = "auto" or "value"',
+        )
+    return storage.codec
+
+
+def _claim(directory: Path, wanted: str | None) -> str:
+    """Make sure that ``directory`` is a store of ours, or make it one; gives the engine that holds it.
+
+    The marker comes first: a directory that has it, and nothing else yet, is a store about to be made.
+    """
+    marker_path = directory / _MARKER_NAME
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not marker_path.exists():
+            _write_marker(directory, marker_path, wanted or _DEFAULT_BACKEND)
+        marker = msgspec.json.decode(marker_path.read_bytes(), type=_Marker)
+    except msgspec.DecodeError as error:
+        raise FormatVersionError(
+            f"{marker_path} cannot be read: {error}", remedy="restore it from a copy, or open another directory"
+        ) from error
+    except OSError as error:
+        raise _os_error(directory, error) from error
+    if marker.format != "qilbee-store" or marker.layout > LAYOUT_VERSION:
+        raise FormatVersionError(
+            f"{directory} is a {marker.format} of layout {marker.layout}, this release knows {LAYOUT_VERSION}",
+            remedy="upgrade qilbee-core",
+        )
+    if wanted not in (None, marker.backend):
+        raise SettingsError(
+            f"{directory} was made with backend {marker.backend!r}, not {wanted!r}",
+            remedy=f"leave backend out or give {marker.backend!r}; another engine needs another directory",
+        )
+    return marker.backend
+
+
+def _write_marker(directory: Path, marker_path: Path, backend: str) -> None:
+    temporary = directory / f".{_MARKER_NAME}.tmp"
+    strangers = sorted(entry.name for entry in directory.iterdir() if entry != temporary)
+    if strangers:
+        raise FormatVersionError(
+            f"{directory} is not a store: it holds {', '.join(strangers[:3])}"
+            + (f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""),
+            remedy="name an empty or a new directory",
+        )
+    with temporary.open("wb") as file:
+        file.write(msgspec.json.encode(_Marker("qilbee-store", LAYOUT_VERSION, backend)) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(marker_path)
+    fsync_directory(directory)
+
+
+def _os_error(directory: Path, error: OSError) -> QilbeeError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFullError(f"no space for {directory}: {error.strerror}")
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return FormatVersionError(f"{directory} is not a directory", remedy="name a directory")
+    return StorageError(
+        f"cannot use {directory}: {error.strerror}",
+        remedy=f"make it a directory that user {os.getuid()} may read and write",
+    )
