@@ -1,5 +1,6 @@
 """Durable memory for AI agents, embedded in your program, on any storage engine."""
 
+from qilbee_core.aio import AsyncStore, aopen_store
 from qilbee_core.batch import Delete, DeleteRange, Expect, Operation, Put, WriteBatch
 from qilbee_core.config import PluginSettings, Settings, StorageSettings
 from qilbee_core.directory import DirectoryLock, fsync_directory
@@ -47,6 +48,7 @@ from qilbee_core.interfaces import (
     SupportsStats,
 )
 from qilbee_core.memory.agent import AgentMemory
+from qilbee_core.memory.aio import AsyncAgentMemory
 from qilbee_core.memory.repair import RepairReport
 from qilbee_core.memory.statistics import ClearReceipt, MemoryStatistics
 from qilbee_core.memory.verify import Problem, VerifyReport
@@ -56,6 +58,8 @@ from qilbee_core.store import Store, open_store
 __all__ = [
     "JSON",
     "AgentMemory",
+    "AsyncAgentMemory",
+    "AsyncStore",
     "AuthenticationError",
     "BackendOptions",
     "Blocking",
@@ -114,6 +118,7 @@ __all__ = [
     "SupportsStats",
     "VerifyReport",
     "WriteBatch",
+    "aopen_store",
     "fsync_directory",
     "hookimpl",
     "load_plugins",

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Literal
+from typing import Literal, Never
 
 from qilbee_core.errors import OutcomeUnknownError, StorageError, StoreClosedError
 from qilbee_core.interfaces import StorageBackend
@@ -50,7 +50,8 @@ class Durability:
         self._synced = 0
         self._oldest_unsynced_s = 0.0
         self._leading = False
-        self._failure: StorageError | None = None
+        self.failure: StorageError | None = None
+        """What made a sync fail."""
         self._callbacks: list[tuple[int, Callable[[], object]]] = []
         self._leader_pool: ThreadPoolExecutor | None = None
         self._closing = threading.Event()
@@ -72,13 +73,12 @@ class Durability:
         """The ticket of the latest write: what an answer that rests on earlier writes waits for."""
         return self._written
 
-    def check(self) -> None:
-        """Raise what made an earlier sync fail: nothing more may be written through this handle."""
-        if self._failure is not None:
-            raise OutcomeUnknownError(
-                f"an earlier sync failed ({self._failure.message}); the store is read-only",
-                remedy="close the store, look at the disk, and open it again",
-            )
+    def refuse(self) -> Never:
+        """Raise what a failed sync means for everybody after it: nothing more may be written here."""
+        raise OutcomeUnknownError(
+            f"an earlier sync failed ({self.failure}); the store is read-only",
+            remedy="close the store, look at the disk, and open it again",
+        )
 
     def wait(self, ticket: int) -> None:
         """Return once the level's promise holds for ``ticket``."""
@@ -97,7 +97,7 @@ class Durability:
                 self._lead_elsewhere()
         await done.wait()
         if self._synced < ticket:
-            self.check()
+            self.refuse()
 
     def flush(self) -> None:
         """Make every write so far durable, at any level."""
@@ -117,7 +117,7 @@ class Durability:
         if self._thread is not None:
             self._thread.join()
         try:
-            if self._failure is None:
+            if self.failure is None:
                 self.flush()
         finally:
             if self._leader_pool is not None:
@@ -126,11 +126,12 @@ class Durability:
     def _wait_synced(self, ticket: int) -> None:
         while True:
             with self._condition:
-                while self._leading and self._synced < ticket and self._failure is None:
+                while self._leading and self._synced < ticket:
                     self._condition.wait()
                 if self._synced >= ticket:
                     return
-                self.check()
+                if self.failure is not None:
+                    self.refuse()
                 self._leading = True
             self._lead()
 
@@ -158,7 +159,7 @@ class Durability:
                 self._oldest_unsynced_s = started_s
             else:
                 # After a failed fsync the kernel may have dropped the pages: asking again would lie.
-                self._failure = failure
+                self.failure = failure
             self._leading = False
             ready = [callback for ticket, callback in self._callbacks if failure or ticket <= self._synced]
             self._callbacks = [item for item in self._callbacks if not failure and item[0] > self._synced]

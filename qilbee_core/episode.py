@@ -42,6 +42,7 @@ class Episode:
     __slots__ = (
         "_id",
         "_id_given",
+        "_id_text",
         "_transaction_us",
         "agent_id",
         "content",
@@ -71,6 +72,8 @@ class Episode:
         self.relevance = relevance
         self._transaction_us: int | None = None
         self._id_given = id is not None
+        self._id = b""
+        self._id_text: str | None = id
         if event_time is None:
             self._id = draw_id(now_us()) if id is None else parse_id(id)
             return
@@ -165,7 +168,14 @@ class Episode:
     @property
     def id(self) -> str:
         """36 characters; ids sort by event time, then by creation."""
-        return format_id(self._id)
+        if self._id_text is None:
+            self._id_text = format_id(self._id)
+        return self._id_text
+
+    def _draw_again(self) -> None:
+        """Take another id for the same event time: a store found this one taken."""
+        self._id = draw_id(event_us_of(self._id))
+        self._id_text = None
 
     @property
     def event_time(self) -> datetime:

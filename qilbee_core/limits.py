@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from qilbee_core.episode import JSON, MEMORY_TYPES, Episode, JSONObject
 from qilbee_core.errors import InvalidError
 
@@ -25,6 +27,7 @@ __all__ = [
     "check_episode",
     "check_limit",
     "check_object",
+    "check_relevance",
     "check_text",
     "surrogate_error",
 ]
@@ -41,6 +44,8 @@ IDEMPOTENCY_KEY_BYTES_MAX = 1024
 LIMIT_MAX = 1000
 BATCH_EPISODES_MAX = 1000
 BATCH_BYTES_MAX = 32 << 20
+_MEMORY_TYPES = frozenset(MEMORY_TYPES)
+_encode = msgspec.msgpack.Encoder().encode
 _INTEGER_MIN, _INTEGER_MAX = -(1 << 63), (1 << 64) - 1
 
 
@@ -62,8 +67,8 @@ def check_text(value: object, name: str, bytes_max: int) -> None:
 
 
 def check_episode(episode: Episode) -> None:
-    """Refuse an episode with anything of a wrong type or out of bounds; sizes are checked as it is encoded."""
-    if not isinstance(episode, Episode):
+    """Refuse an episode with anything of a wrong type or out of bounds."""
+    if type(episode) is not Episode:
         raise InvalidError(
             f"{type(episode).__name__} is not an Episode",
             remedy="make one with Episode.conversation(...) or Episode(...)",
@@ -72,18 +77,27 @@ def check_episode(episode: Episode) -> None:
     if type(kind) is not str or not 0 < len(kind) <= EPISODE_TYPE_BYTES_MAX or not kind.isascii():
         check_text(kind, "episode_type", EPISODE_TYPE_BYTES_MAX)
     relevance = episode.relevance
+    if relevance != 1.0 or type(relevance) is bool:
+        check_relevance(relevance)
+    if episode.memory_type not in _MEMORY_TYPES:
+        raise InvalidError(f"memory_type is {episode.memory_type!r}", remedy=f"give one of {', '.join(MEMORY_TYPES)}")
+    check_object(episode.content, "content", CONTENT_BYTES_MAX)
+    if episode.metadata != {}:
+        check_object(episode.metadata, "metadata", METADATA_BYTES_MAX)
+
+
+def check_relevance(relevance: object) -> None:
+    """Refuse what is not a number from 0 to 1."""
     if (type(relevance) is not float and type(relevance) is not int) or not 0 <= relevance <= 1:
         raise InvalidError(f"relevance is {relevance!r}", remedy="give a number from 0 to 1")
-    if episode.memory_type not in MEMORY_TYPES:
-        raise InvalidError(f"memory_type is {episode.memory_type!r}", remedy=f"give one of {', '.join(MEMORY_TYPES)}")
-    check_object(episode.content, "content")
-    check_object(episode.metadata, "metadata")
 
 
-def check_object(value: JSONObject, name: str) -> None:
-    """Refuse what is not a JSON object; ``name`` begins the path that the error gives.
+def check_object(value: JSONObject, name: str, bytes_max: int) -> None:
+    """Refuse what is not a JSON object of at most ``bytes_max`` bytes, measured as MessagePack.
 
-    >>> check_object({"a": {1, 2}}, "content")
+    ``name`` begins the path that the error gives.
+
+    >>> check_object({"a": {1, 2}}, "content", CONTENT_BYTES_MAX)
     Traceback (most recent call last):
     ...
     qilbee_core.errors.InvalidError: content.a is set, not a JSON value: ...
@@ -92,14 +106,22 @@ def check_object(value: JSONObject, name: str) -> None:
         raise InvalidError(
             f"{name} is {type(value).__name__}, not a dict", remedy=f'wrap it, for example {name}={{"text": ...}}'
         )
-    # The common case, a flat object of texts, costs one short loop; the rest is walked with its path.
+    # The common case, a few short texts, costs one loop. A character takes at most 4 bytes, and a text up to 5 more.
+    room = bytes_max >> 2
     for key, item in value.items():
         if type(key) is not str or type(item) is not str:
-            _walk(value, name)
             break
+        room -= len(key) + len(item) + 3
     else:
-        if len(value) > JSON_KEYS_MAX:
-            _walk(value, name)
+        if room > 0 and len(value) <= JSON_KEYS_MAX:
+            return
+    _walk(value, name)
+    try:
+        size = len(_encode(value))
+    except UnicodeEncodeError:
+        raise surrogate_error(value, name) from None
+    if size > bytes_max:
+        raise InvalidError(f"{name} takes {size} bytes, the most is {bytes_max}", remedy="store it in parts")
 
 
 def _walk(root: JSON, name: str) -> None:
@@ -132,21 +154,17 @@ def _walk(root: JSON, name: str) -> None:
             )
 
 
-def surrogate_error(episode: Episode) -> InvalidError:
-    """The error for an episode that cannot be encoded as UTF-8, with the path to what cannot."""
-    stack: list[tuple[object, str]] = [
-        (episode.episode_type, "episode_type"),
-        (episode.content, "content"),
-        (episode.metadata, "metadata"),
-    ]
-    remedy = "replace it: a lone surrogate is not a character"
+def surrogate_error(root: JSON, name: str) -> InvalidError:
+    """The error for a value that cannot be encoded as UTF-8, with the path to what cannot."""
+    stack: list[tuple[object, str]] = [(root, name)]
+    path = name
     while stack:
         value, path = stack.pop()
         if isinstance(value, dict):
             stack.extend((key, f"a key of {path}") for key in value)
-            stack.extend((item, f"{path}.{key!a}") for key, item in value.items())
+            stack.extend((item, f"{path}.{ascii(key)[1:-1]}") for key, item in value.items())
         elif isinstance(value, list):
             stack.extend((item, f"{path}[{index}]") for index, item in enumerate(value))
         elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-            return InvalidError(f"{path} holds a lone surrogate", remedy=remedy)
-    return InvalidError("the episode cannot be encoded as UTF-8", remedy=remedy)
+            break
+    return InvalidError(f"{path} holds a lone surrogate", remedy="replace it: it is not a character")

@@ -30,8 +30,7 @@ class Records:
             "serializer", serializer_name, plugins.serializers.distributions[serializer_name]
         )
         self._serializers[self._serializer_tag] = serializer
-        self.dumps = serializer.dumps
-        """The bytes of a document, to be sealed."""
+        self._dumps = serializer.dumps
         self._raw_start = bytes((ENVELOPE_VERSION, _NO_CODEC, 0, self._serializer_tag))
         self._codec: Codec | None = None
         self._codec_tag = self._dictionary_id = 0
@@ -47,8 +46,9 @@ class Records:
             codec = codec.with_dictionary(data)
         self._codec = self._codecs[self._codec_tag, self._dictionary_id] = codec
 
-    def seal(self, key: bytes, body: bytes) -> bytes:
-        """The bytes to store under ``key`` for a document that ``dumps`` made into ``body``."""
+    def seal(self, key: bytes, document: Document) -> bytes:
+        """The bytes to store under ``key``; InvalidError where there are too many."""
+        body = self._dumps(document)
         raw_bytes = len(body)
         if self._codec is not None:
             encoded = self._codec.encode(body)

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,6 +30,7 @@ from qilbee_core.errors import (
 )
 from qilbee_core.interfaces import (
     BackendOptions,
+    Blocking,
     StorageBackend,
     SupportsCompaction,
     SupportsNativeCompression,
@@ -36,6 +38,7 @@ from qilbee_core.interfaces import (
 )
 from qilbee_core.keys import Space, parse, range_of
 from qilbee_core.memory.agent import AgentMemory
+from qilbee_core.memory.aio import AsyncAgentMemory
 from qilbee_core.memory.commit import Context
 from qilbee_core.memory.operations import Operations
 from qilbee_core.memory.repair import RepairReport, repair
@@ -78,8 +81,8 @@ class Store:
             records,
             self._durability,
             recent_cache_bytes=storage.recent_cache_bytes,
-            episodes_stored=plugins.episodes_stored,
         )
+        self._episodes_stored = plugins.episodes_stored
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -92,8 +95,16 @@ class Store:
 
     def agent_memory(self, agent_id: str) -> AgentMemory:
         """The memory of one agent; InvalidError where the id is not 1 to 255 bytes of plain text."""
+        return AgentMemory(self._operations(agent_id), self._durability)
+
+    def async_agent_memory(self, agent_id: str, pool: Executor) -> AsyncAgentMemory:
+        """The memory of one agent for asyncio, with ``pool`` for its longer verbs; for AsyncStore."""
+        direct = not isinstance(self._backend, Blocking)
+        return AsyncAgentMemory(self._operations(agent_id), self._durability, pool, direct=direct)
+
+    def _operations(self, agent_id: str) -> Operations:
         self._check_open()
-        return AgentMemory(Operations(self._context, agent_id), self._durability)
+        return Operations(self._context, agent_id, episodes_stored=self._episodes_stored)
 
     def agents(self) -> list[str]:
         """The ids of all agents that have stored anything since they were last cleared, sorted."""
@@ -156,7 +167,7 @@ class Store:
             return
         self._closed = True
         try:
-            self._context.trim_all()
+            self._context.settle()
             self._durability.close()
         finally:
             self._backend.close()

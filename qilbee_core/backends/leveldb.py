@@ -25,6 +25,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -62,11 +63,15 @@ if TYPE_CHECKING:
 __all__ = ["LevelDBBackend"]
 
 _DEFAULTS = {"write_buffer_bytes": 16 << 20, "block_bytes": 4 << 10}
-_NATIVE_CODECS = {"none": None, "snappy": "snappy"}
+_NATIVE_CODECS = frozenset({"snappy"})
 _BLOOM_BITS_PER_KEY = 10
 # CompactRange has no word for "to the end" in plyvel, so a key behind all that anybody would write stands for it.
 _BEHIND_EVERY_KEY = b"\xff" * 256
 _SPARE_BYTES = 1 << 20
+# A full memtable becomes a table of level 0, 1 or 2: the highest level that overlaps nothing below it.
+_LEVELS_OF_NEW_TABLES = 3
+_VIEW_CHECKS = 20
+_VIEW_CHECK_INTERVAL_S = 0.05
 
 
 class _Source(Protocol):
@@ -157,9 +162,12 @@ class _Reads(ABC):
         move: Callable[[], None] = partial(_seek_below, cursor, stop) if reverse else partial(cursor.seek, start)
         while True:
             calls.append(None)
-            try:
-                if backend._database is not database:
+            if backend._database is not database:
+                calls.pop()
+                if backend._enter() is not database:
+                    calls.pop()
                     raise backend._closed_error("scan")
+            try:
                 move()
                 key, value = cursor.item()
             except plyvel.IteratorInvalidError:
@@ -223,7 +231,7 @@ class LevelDBBackend(
     @property
     def native_codecs(self) -> frozenset[str]:
         """The only one LevelDB has."""
-        return frozenset({"snappy"})
+        return _NATIVE_CODECS
 
     # Opening and closing
 
@@ -257,7 +265,7 @@ class LevelDBBackend(
         )
         return database
 
-    def _open(self) -> None:
+    def _open(self) -> _Database:
         """Open the database and learn the number of its last write."""
         try:
             database = self._load(self._files)
@@ -273,18 +281,14 @@ class LevelDBBackend(
         self._synced_logs = []
         self._disk_full = False
         self._database = database
+        return database
 
-    def _reopen(self) -> None:
-        """Let go of the database and open it again, while the lock is held."""
+    def _take_database(self) -> _Database | None:
+        """The database, when no call is inside it and none can enter; the lock is held."""
         database, self._database = self._database, None
-        if database is not None:
-            self._wait_for_calls()
-            database.close()
-        self._open()
-
-    def _wait_for_calls(self) -> None:
         while self._calls:
             time.sleep(0.0005)
+        return database
 
     def _enter(self) -> _Database:
         while True:
@@ -296,7 +300,7 @@ class LevelDBBackend(
             if self._closed:
                 raise self._closed_error()
             with self._lock:
-                # It was being reopened, or that failed and is now tried again.
+                # It was taken to be reopened; if that failed, it is tried again.
                 if self._database is None and not self._closed:
                     self._open()
 
@@ -314,8 +318,7 @@ class LevelDBBackend(
             if self._closed:
                 return
             self._closed = "is closed"
-            database, self._database = self._database, None
-            self._wait_for_calls()
+            database = self._take_database()
             try:
                 if not self._read_only:
                     self._sync_logs()
@@ -349,13 +352,15 @@ class LevelDBBackend(
                 operations = _without_ranges(database, batch.operations)
             except plyvel.Error as error:
                 raise _our_error(error) from error
-            if not operations:
-                return
-            try:
-                _apply(database, operations)
-            except plyvel.Error as error:
-                raise self._write_failed(error) from error
-            self._sequence += len(operations)
+            if operations:
+                self._write(database, operations)
+
+    def _write(self, database: _Database, operations: Sequence[Put | Delete]) -> None:
+        try:
+            _apply(database, operations)
+        except plyvel.Error as error:
+            raise self._write_failed(error) from error
+        self._sequence += len(operations)
 
     def _writable(self) -> _Database:
         if self._closed:
@@ -367,12 +372,9 @@ class LevelDBBackend(
             )
         if self._disk_full:
             self._require_space()
-            self._reopen()
-        if self._database is None:
-            self._open()
-        database = self._database
-        assert database is not None
-        return database
+            if (full := self._take_database()) is not None:
+                full.close()
+        return self._database or self._open()
 
     def _write_failed(self, error: Exception) -> QilbeeError:
         ours = _our_error(error, self._path, writing=True)
@@ -466,10 +468,64 @@ class LevelDBBackend(
             database.compact_range(start=start, stop=_BEHIND_EVERY_KEY if stop is None else stop)
         finally:
             self._calls.pop()
+        with self._lock:
+            self._write(self._writable(), [])  # A compaction that failed says so only to the next write.
 
     def erase(self, ranges: Sequence[tuple[bytes, bytes | None]]) -> None:
-        """Return once no file of this engine holds bytes that were deleted from these ranges."""
-        raise NotImplementedError
+        """Return once no file of this engine holds bytes that were deleted from these ranges.
+
+        Raises StorageError while a snapshot or a scan is open, which would keep them. It reopens the
+        database, for which all calls wait a moment.
+        """
+        self._open_anew()
+        for start, stop in ranges:
+            self._rewrite(start, stop)
+        # The list of tables names their first and last keys, of those long gone too, until it is written anew.
+        self._open_anew()
+        (self._files / "LOG.old").unlink(missing_ok=True)
+
+    def _rewrite(self, start: bytes, stop: bytes | None) -> None:
+        """Rewrite every table that may hold deleted bytes of the range.
+
+        LevelDB rewrites a table only when one above it overlaps it, and a table can hold pairs and their
+        deletions together with nothing above. So the range's living neighbours are written again: tables
+        with these two keys overlap all that lies between them. The first pass moves the whole range to
+        the lowest level it reaches. In the second the two keys sink to it alone, through every level,
+        and nothing there is left out.
+        """
+        for _ in range(2):
+            # What is written after a snapshot is not dropped on the way down while it is open.
+            with closing(self.snapshot()):
+                for _ in range(_LEVELS_OF_NEW_TABLES):  # Each new table is put one level above the last.
+                    with self._lock:
+                        database = self._writable()
+                        below = next(self.scan(stop=start, reverse=True), (b"",))[0]
+                        above = _BEHIND_EVERY_KEY if stop is None else next(self.scan(stop), (_BEHIND_EVERY_KEY,))[0]
+                        self._write(database, [self._as_it_is(below), self._as_it_is(above)])
+                    self.compact(stop=b"")  # Nothing but the memtable.
+                self.compact(below, above)
+
+    def _as_it_is(self, key: bytes) -> Put | Delete:
+        value = self.get(key)
+        return Delete(key) if value is None else Put(key, value)
+
+    def _open_anew(self) -> None:
+        """Reopen the database, or raise StorageError while somebody reads from a snapshot or a scan."""
+        for _ in range(_VIEW_CHECKS):
+            with self._lock:
+                database = self._writable()
+                self._take_database()
+                self._orphans.clear()
+                if not _views_of(database):
+                    database.close()
+                    self._open()
+                    return
+                self._database = database
+            time.sleep(_VIEW_CHECK_INTERVAL_S)
+        raise StorageError(
+            f"a snapshot or a scan of {self._path} is open and keeps what was deleted",
+            remedy="close it, then erase again",
+        )
 
 
 class LevelDBSnapshot(_Reads):
@@ -529,8 +585,6 @@ def _our_error(error: Exception, path: Path | None = None, *, writing: bool = Fa
 
 
 def _settings_of(options: BackendOptions) -> dict[str, object]:
-    if options.compression not in _NATIVE_CODECS:
-        raise SettingsError(f"LevelDB compresses with 'snappy' or 'none', not {options.compression!r}")
     for name, value in options.engine.items():
         if name not in _DEFAULTS:
             nearest = difflib.get_close_matches(name, _DEFAULTS, 1, 0)
@@ -539,7 +593,7 @@ def _settings_of(options: BackendOptions) -> dict[str, object]:
             raise SettingsError(f"LevelDB's {name} is a number of bytes, not {value!r}")
     engine = {**_DEFAULTS, **options.engine}
     return {
-        "compression": _NATIVE_CODECS[options.compression],
+        "compression": options.compression if options.compression in _NATIVE_CODECS else None,
         "lru_cache_size": options.cache_bytes,
         "write_buffer_size": engine["write_buffer_bytes"],
         "block_size": engine["block_bytes"],

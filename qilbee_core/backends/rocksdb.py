@@ -1,35 +1,34 @@
 """RocksDB through rocksdict: the default engine.
 
-What is unusual here answers a measured trap of the binding. The four that shape the code:
+What is unusual here answers a measured trap of the binding. Two of them give the class its shape:
 
-- It holds the GIL in everything but ``flush``, ``flush_wal``, ``compact_range``, ``close`` and the get of a
-  list, and refuses to close (``Already borrowed``) while one of those runs. They are counted, see ``_outside_gil``.
-- It never lets go of the directory while an iterator lives. So every iterator belongs to a view that ``close``
-  can reach and empty, however long the caller keeps the scan or the snapshot.
-- Its ``Snapshot`` shows later writes when iterated, and iterate bounds dangle. A view is one plain iterator,
-  sought again for every read, and keys are compared here.
-- A write that must be durable would freeze every thread for the time of the fsync. Writes never sync;
-  :meth:`RocksDBBackend.sync` does, for all of them at once and without the GIL.
+- A write with ``sync`` would hold the GIL, and with it the process, for the time of the fsync. Writes never sync;
+  :meth:`RocksDBBackend.sync` does, for all of them together and without the GIL.
+- ``flush``, ``flush_wal``, ``compact_range`` and the get of a list let go of the GIL, and the database cannot be closed
+  while one of them runs. So they run in :meth:`RocksDBBackend._outside_gil`, which ``close`` waits for. Everything
+  else holds the GIL and is never seen half-way.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Condition, Lock
+from typing import NoReturn, TypeVar, cast
 from weakref import ref
 
-import rocksdict
-from rocksdict import DBCompressionType, Rdict, RdictIter
+from rocksdict import BottommostLevelCompaction, Checkpoint, CompactOptions, Rdict
+from rocksdict import WriteBatch as RawBatch
 
-from qilbee_core.batch import Delete, Operation, Put, WriteBatch
+from qilbee_core.backends._rocksdb_errors import Gone, is_stall, reraise
+from qilbee_core.backends._rocksdb_options import CODECS, engine_settings, rocksdb_options, write_options
+from qilbee_core.backends._rocksdb_views import SharedView, View, leak
+from qilbee_core.batch import Delete, Expect, Operation, Put, WriteBatch
 from qilbee_core.directory import DirectoryLock, fsync_directory
 from qilbee_core.episode import JSON
 from qilbee_core.errors import (
@@ -37,337 +36,404 @@ from qilbee_core.errors import (
     CorruptRecordError,
     InvalidError,
     OutcomeUnknownError,
-    QilbeeError,
-    SettingsError,
     StorageError,
     StorageFullError,
     StoreClosedError,
-    StoreLockedError,
 )
-from qilbee_core.interfaces import BackendOptions, SingleProcess
+from qilbee_core.interfaces import BackendOptions, SingleProcess, Snapshot
 
-__all__ = ["RocksDBBackend", "RocksDBSnapshot"]
+__all__ = ["RocksDBBackend"]
 
-_DATA_NAME = "db"
-_FIRST_CHUNK_BYTES = 8 << 10
-_CHUNK_BYTES_MAX = 1 << 20
-_LIST_GET_KEYS_MIN = 16
-_STALL_SECONDS_MAX = 30.0
-_ENGINE_DEFAULTS = {"write_buffer_bytes": 64 << 20, "block_bytes": 16 << 10, "background_jobs": 2}
+_DATABASE_NAME = "db"
+_LIST_GET_KEYS_MIN = 64  # a shorter list is as fast one by one, and then need not wait to get the GIL back
+_STALL_SECONDS_MAX = 60.0
+_DELETION_SECONDS_MAX = 30.0
+_VIEW_SECONDS_MAX = 0.5  # a scan in another thread ends within that; a snapshot does not
 
+_STATS = {
+    "keys_estimate": "estimate-num-keys",
+    "live_data_bytes": "estimate-live-data-size",
+    "sst_bytes": "total-sst-files-size",
+    "memtable_bytes": "cur-size-all-mem-tables",
+    "block_cache_bytes": "block-cache-usage",
+    "block_cache_capacity_bytes": "block-cache-capacity",
+    "pending_compaction_bytes": "estimate-pending-compaction-bytes",
+    "running_compactions": "num-running-compactions",
+    "running_flushes": "num-running-flushes",
+    "background_errors": "background-errors",
+    "delayed_write_bytes_per_second": "actual-delayed-write-rate",
+    "writes_stopped": "is-write-stopped",
+}
 
-class RocksDBSnapshot:
-    """One instant of the store, shown by one iterator that every read seeks anew."""
-
-    __slots__ = ("__weakref__", "_closed", "_iterator", "_lock")
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._closed = False
-        self._iterator: RdictIter | None = None
-
-    def _open(self, db: Rdict) -> None:
-        with self._lock:
-            if not self._closed:
-                self._iterator = db.iter()
-
-    def get(self, key: bytes) -> bytes | None:
-        with self._lock:
-            return self._get(key)
-
-    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        with self._lock:
-            return [self._get(key) for key in keys]
-
-    def scan(
-        self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
-        rows, more = self._read(start, stop, reverse, _FIRST_CHUNK_BYTES)
-        return self._rows(rows, more, start, stop, reverse)
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._iterator = None
-
-    def _get(self, key: bytes) -> bytes | None:
-        iterator = self._require()
-        try:
-            iterator.seek(key)
-            if iterator.valid():
-                value: bytes | None = iterator.value() if iterator.key() == key else None
-                return value
-            iterator.status()
-        except Exception as error:
-            raise _translate(error) from error
-        return None
-
-    def _require(self) -> RdictIter:
-        if self._iterator is None:
-            raise StoreClosedError("the snapshot, or the store it shows, is closed")
-        return self._iterator
-
-    def _rows(
-        self, rows: list[tuple[bytes, bytes]], more: bool, start: bytes, stop: bytes | None, reverse: bool
-    ) -> Iterator[tuple[bytes, bytes]]:
-        room = _FIRST_CHUNK_BYTES
-        while True:
-            for row in rows:
-                if self._closed:
-                    raise StoreClosedError("the store was closed under this scan")
-                yield row
-            if not more:
-                return
-            if reverse:
-                stop = rows[-1][0]
-            else:
-                start = rows[-1][0] + b"\0"
-            room = min(room * 4, _CHUNK_BYTES_MAX)
-            rows, more = self._read(start, stop, reverse, room)
-
-    def _read(
-        self, start: bytes, stop: bytes | None, reverse: bool, room: int
-    ) -> tuple[list[tuple[bytes, bytes]], bool]:
-        """The first rows of the range, about ``room`` bytes of them, and whether there may be more."""
-        rows: list[tuple[bytes, bytes]] = []
-        with self._lock:
-            iterator = self._require()
-            valid, key, value = iterator.valid, iterator.key, iterator.value
-            try:
-                if not reverse:
-                    advance = iterator.next
-                    iterator.seek(start)
-                elif stop is None:
-                    advance = iterator.prev
-                    iterator.seek_to_last()
-                else:
-                    advance = iterator.prev
-                    iterator.seek_for_prev(stop)
-                    if valid() and key() == stop:
-                        advance()
-                while valid():
-                    if room <= 0:
-                        return rows, True
-                    found = key()
-                    if found < start if reverse else stop is not None and found >= stop:
-                        return rows, False
-                    data = value()
-                    rows.append((found, data))
-                    room -= len(data) + 64
-                    advance()
-                # A corrupt block ends an iteration exactly as the last row does, except for the status.
-                iterator.status()
-            except Exception as error:
-                raise _translate(error) from error
-        return rows, False
+_V = TypeVar("_V", bound=View)
 
 
 class RocksDBBackend(SingleProcess):
-    """A RocksDB database in ``options.path / "db"``.
+    """A RocksDB database in ``options.path / "db"``, for one process at a time.
 
-    ``options.engine`` may hold ``write_buffer_bytes``, ``block_bytes`` and ``background_jobs``.
+    ``options.engine`` may hold ``write_buffer_bytes``, ``block_bytes`` and ``background_jobs``. With ``wal=False``
+    a write survives nothing until the next :meth:`sync`, which then writes a file of tables.
     """
 
     name = "rocksdb"
-    native_codecs = frozenset({"lz4", "snappy", "zstd"})
+    native_codecs = CODECS
 
     def __init__(self, options: BackendOptions) -> None:
+        settings = engine_settings(options)
         self._path = options.path
         self._wal = options.wal
+        self._write_buffer_bytes = settings.write_buffer_bytes
+        self._check_bytes = min(1 << 20, settings.write_buffer_bytes // 8)
+        self._unchecked_bytes = 0
+        self._full = False
+        self._failure: str | None = None
+        self._views: set[ref[View]] = set()
+        self._new_locks()
+        self._gone(StoreClosedError, f"{options.path} is not open yet")
+
+        directory = options.path / _DATABASE_NAME
+        missing = [each for each in (directory, *directory.parents) if not each.exists()]
+        self._directory_lock = DirectoryLock(options.path, on_fork=self._forked)
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            for each in missing:
+                fsync_directory(each.parent)
+            engine = rocksdb_options(options, settings)
+            # The options a second time, by column family: an existing database would keep those it was made with.
+            self._database = Rdict(str(directory), engine, column_families={"default": engine})
+        except Exception as error:
+            self._directory_lock.release()
+            if "Corruption" in str(error):
+                raise CorruptRecordError(
+                    f"{directory} does not open: {error}",
+                    remedy="restore a copy, or recover by name as docs/durability.md says",
+                ) from error
+            reraise(error)
+        self._database.set_write_options(write_options(options))
+        self._write_raw: Callable[[RawBatch], None] = self._database.write
+        self._synced_sequence = self._database.latest_sequence_number()
+
+    def _new_locks(self) -> None:
+        self._close_lock = Lock()
         self._write_lock = Lock()
         self._sync_lock = Lock()
         self._outside = Condition(Lock())
         self._outside_count = 0
-        self._closed = False
-        self._failure: str | None = None
-        self._views: set[ref[RocksDBSnapshot]] = set()
-        self._cache = rocksdict.Cache(options.cache_bytes)
-        engine = _rocksdb_options(options, self._cache)
-        self._directory_lock = DirectoryLock(options.path, on_fork=self._forked)
-        try:
-            self._db = Rdict(str(options.path / _DATA_NAME), engine, column_families={"default": engine})
-        except Exception as error:
-            self._directory_lock.release()
-            raise _translate(error) from error
-        write_options = rocksdict.WriteOptions()
-        write_options.no_slowdown = True
-        write_options.disable_wal = not options.wal  # type: ignore[method-assign, assignment]
-        self._db.set_write_options(write_options)
-        self._synced = self._db.latest_sequence_number()
+
+    # Reading
 
     def get(self, key: bytes) -> bytes | None:
+        """The value under ``key``, or None."""
         try:
-            value: bytes | None = self._db.get(key)
+            value: bytes | None = self._database.get(key)
         except Exception as error:
-            raise _translate(error) from error
+            reraise(error)
         return value
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """One answer for each key; a long list is read without the GIL."""
         try:
             if len(keys) < _LIST_GET_KEYS_MIN:
-                get = self._db.get
+                get = self._database.get
                 return [get(key) for key in keys]
-            with self._outside_gil() as db:
-                values: list[bytes | None] = db.get(list(keys))
+            with self._outside_gil() as database:
+                return cast("list[bytes | None]", database.get(list(keys)))
         except Exception as error:
-            raise _translate(error) from error
-        return values
+            reraise(error)
 
     def scan(
         self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
-        return self.snapshot().scan(start, stop, reverse=reverse)
+        """The pairs of the range as they are now. A damaged block raises where it is reached."""
+        return self._opened(View()).rows(start, stop, reverse)
 
-    def snapshot(self) -> RocksDBSnapshot:
-        view = RocksDBSnapshot()
+    def snapshot(self) -> Snapshot:
+        """This instant. Files that it shows stay on disk until it is closed."""
+        return self._opened(SharedView())
+
+    def _opened(self, view: _V) -> _V:
+        # close() must know of the view before there is an iterator in it, or it could miss the iterator.
         self._views.add(ref(view, self._views.discard))
-        if self._closed:
-            raise StoreClosedError(f"{self._path} is closed")
         try:
-            view._open(self._db)
+            view.open(self._database)
         except Exception as error:
-            raise _translate(error) from error
+            reraise(error)
         return view
 
-    def write(self, batch: WriteBatch) -> None:
-        with self._write_lock:
-            try:
-                for expect in batch.expects:
-                    if self._db.get(expect.key) != expect.value:
-                        raise ConflictError(f"key {expect.key.hex()} does not hold what the batch expects")
-                self._db.write(_raw_batch(batch.operations))
-            except Exception as error:
-                raise _translate(error) from error
-
-    def sync(self) -> None:
-        with self._sync_lock, self._outside_gil() as db:
-            sequence = db.latest_sequence_number()
-            if sequence == self._synced:
-                return
-            try:
-                if self._wal:
-                    db.flush_wal(True)
-                else:
-                    db.flush()
-            except Exception as error:
-                raise _translate(error) from error
-            self._synced = sequence
-
     def sequence(self) -> int:
+        """RocksDB's sequence number: it counts operations."""
         try:
-            return self._db.latest_sequence_number()
+            return self._database.latest_sequence_number()
         except Exception as error:
-            raise _translate(error) from error
-
-    def compact(self, start: bytes = b"", stop: bytes | None = None) -> None:
-        forced = rocksdict.CompactOptions()
-        forced.set_bottommost_level_compaction(rocksdict.BottommostLevelCompaction.force())
-        with self._outside_gil() as db:
-            try:
-                db.compact_range(start, stop, forced)
-            except Exception as error:
-                raise _translate(error) from error
+            reraise(error)
 
     def stats(self) -> Mapping[str, JSON]:
-        return {"sequence": self.sequence()}
+        """RocksDB's own figures."""
+        try:
+            read = self._database.property_int_value
+            figures: dict[str, JSON] = {name: read(f"rocksdb.{key}") for name, key in _STATS.items()}
+        except Exception as error:
+            reraise(error)
+        figures["writes_stopped"] = bool(figures["writes_stopped"])
+        figures["open_views"] = len(self._views)
+        figures["sequence"] = self.sequence()
+        return figures
+
+    # Writing
+
+    def write(self, batch: WriteBatch) -> None:
+        """Apply ``batch`` whole, or raise. Waits up to a minute, without the GIL, while compaction catches up."""
+        with self._write_lock:
+            try:
+                if batch.expects:
+                    self._check(batch.expects)
+                raw = _raw_batch(batch.operations)
+                size = raw.size_in_bytes()
+                self._write_raw(raw)
+            except Exception as error:
+                if not is_stall(error):
+                    self._write_failed(error)
+                self._write_after_stall(batch)
+            self._unchecked_bytes += size
+            if self._unchecked_bytes > self._check_bytes:
+                self._seal_if_full()
+
+    def sync(self) -> None:
+        """Put the log, or without a log the memtable, on disk; nothing is done if nothing is new."""
+        with self._sync_lock:  # who comes second waits for the first, whose sync may be the one it needs
+            sequence = self.sequence()
+            if sequence != self._synced_sequence:
+                with self._outside_gil() as database:
+                    self._make_durable(database)
+                self._synced_sequence = sequence
+
+    def _check(self, expects: Sequence[Expect]) -> None:
+        for expect in expects:
+            if self._database.get(expect.key) != expect.value:
+                raise ConflictError(f"key {expect.key.hex()} does not hold what was expected")
+
+    def _write_after_stall(self, batch: WriteBatch) -> None:
+        waited, wait = 0.0, 0.001
+        while waited < _STALL_SECONDS_MAX:
+            time.sleep(wait)
+            waited, wait = waited + wait, min(2 * wait, 0.05)
+            try:
+                self._write_raw(_raw_batch(batch.operations))  # a batch that was refused is used up all the same
+            except Exception as error:
+                if not is_stall(error):
+                    self._write_failed(error)
+            else:
+                return
+        raise StorageError(
+            f"{self._path} took no write for {waited:.0f} s, for compaction cannot keep up",
+            remedy="write less at a time, or give it a faster disk or more background_jobs",
+        )
+
+    def _write_failed(self, error: Exception) -> NoReturn:
+        try:
+            reraise(error, writing=True)
+        except StorageFullError:
+            self._full = True
+            raise
+        except OutcomeUnknownError as unknown:
+            self._failure = unknown.message
+            self._write_raw = Gone(
+                StorageError, f"{self._path} takes no more writes: {unknown.message}", remedy="open the store again"
+            )
+            raise
+
+    def _make_durable(self, database: Rdict) -> None:
+        if self._failure is not None:
+            raise OutcomeUnknownError(self._failure)  # to sync again might succeed, and mean nothing
+        try:
+            # A log that a full disk cut short must not be synced: RocksDB then stays broken once there is space again.
+            if self._wal and not self._full:
+                database.flush_wal(True)
+            else:
+                database.flush()
+                self._full = False
+        except Exception as error:
+            self._write_failed(error)
+
+    def _seal_if_full(self) -> None:
+        self._unchecked_bytes = 0
+        if (self._database.property_int_value("rocksdb.cur-size-active-mem-table") or 0) > self._write_buffer_bytes:
+            self._seal()
+
+    def _seal(self) -> None:
+        """Begin a new memtable and a new log, once the old log is on disk. The write lock is held.
+
+        RocksDB would do the same in time, but without the sync. A power cut could then take the end of the old log and
+        leave the new one, and recovery does not notice the hole.
+        """
+        database = self._database
+        if self._wal:
+            self._make_durable(database)
+        try:
+            database.flush(False)
+        except Exception as error:
+            self._write_failed(error)
+
+    # Space
+
+    def compact(self, start: bytes = b"", stop: bytes | None = None) -> None:
+        """Rewrite the files that overlap the range, without what was deleted."""
+        with self._outside_gil() as database:
+            self._flush(database)
+            self._compact(database, start, stop)
+            self._wait_for_deletions(database)
+
+    def erase(self, ranges: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Rewrite the files that overlap the ranges and return once the old ones are gone, logs and manifests too.
+
+        RocksDB's diagnostic ``LOG`` names the bounds of the ranges in hexadecimal, but nothing that was in them.
+        """
+        with self._outside_gil() as database:
+            self._flush(database)
+            for start, stop in ranges:
+                self._compact(database, start, stop)
+            self._renew_manifest(database)
+            left = self._wait_for_deletions(database)
+        if left:
+            raise StorageError(
+                f"{len(left)} files that hold deleted bytes cannot go: {len(self._views)} snapshots or scans are open",
+                remedy="close them and erase again",
+            )
+
+    def checkpoint(self, target: Path) -> None:
+        """Link or copy the files to ``target``, which appears whole or not at all."""
+        if os.path.lexists(target):
+            raise InvalidError(f"{target} exists", remedy="name a directory that does not exist yet")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+        try:
+            with self._outside_gil() as database:
+                self._flush(database)  # else the checkpoint would, and it holds the GIL
+                Checkpoint(database).create_checkpoint(str(scratch / _DATABASE_NAME))
+            fsync_directory(scratch)
+            scratch.rename(target)
+            fsync_directory(target.parent)
+        except Exception as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            reraise(error)
+
+    def _flush(self, database: Rdict) -> None:
+        with self._write_lock:
+            self._seal()
+        try:
+            database.flush()
+        except Exception as error:
+            reraise(error)
+
+    def _compact(self, database: Rdict, start: bytes, stop: bytes | None) -> None:
+        forced = CompactOptions()
+        forced.set_exclusive_manual_compaction(True)
+        forced.set_bottommost_level_compaction(BottommostLevelCompaction.force())
+        try:
+            errors = database.property_int_value("rocksdb.background-errors")
+            database.compact_range(start, stop, forced)
+            # It returns just the same where it failed or was cancelled. The next flush tells of either.
+            if errors != database.property_int_value("rocksdb.background-errors") or database is not self._database:
+                database.flush()
+                raise StorageError(f"{self._path} could not be compacted", remedy="try again")
+        except Exception as error:
+            reraise(error)
+
+    def _renew_manifest(self, database: Rdict) -> None:
+        """Make one more change: the manifest of the last one still names keys of the files it did away with."""
+        with self._write_lock:
+            value = self.get(b"")
+            try:
+                self._write_raw(_raw_batch([Delete(b"") if value is None else Put(b"", value)]))
+            except Exception as error:
+                self._write_failed(error)
+        self._flush(database)
+
+    def _wait_for_deletions(self, database: Rdict) -> set[str]:
+        """Wait for the files that RocksDB no longer needs to go, and return those that do not."""
+        began = time.monotonic()
+        left = self._obsolete_files(database)
+        while left and time.monotonic() - began < (_VIEW_SECONDS_MAX if self._views else _DELETION_SECONDS_MAX):
+            time.sleep(0.005)
+            left &= self._obsolete_files(self._database)  # which raises once the store is closed
+        return left
+
+    def _obsolete_files(self, database: Rdict) -> set[str]:
+        directory = self._path / _DATABASE_NAME
+        try:
+            needed = {file["name"].lstrip("/") for file in database.live_files()}
+            log_min = database.property_int_value("rocksdb.min-log-number-to-keep") or 0
+        except Exception as error:
+            reraise(error)
+        needed.add((directory / "CURRENT").read_text().strip())
+        return {
+            name
+            for name in os.listdir(directory)
+            if (name.endswith(".log") and int(name[:-4]) < log_min)
+            or (name.endswith(".sst") and name not in needed)
+            or (name.startswith("MANIFEST-") and name not in needed)
+        }
+
+    # The end
 
     def close(self) -> None:
-        with self._write_lock:
-            if self._closed:
+        """Let the calls that run finish, make everything durable, empty every view and let go of the directory."""
+        with self._close_lock:
+            database = self._database
+            if isinstance(database, Gone):
                 return
-            self._closed = True
+            self._gone(StoreClosedError, f"{self._path} is closed")  # a write that waits for compaction gives up
+            with self._write_lock:
+                pass  # nobody is half-way through a write
             for view in [reference() for reference in list(self._views)]:
                 if view is not None:
                     view.close()
-            with self._outside:
-                self._outside.wait_for(lambda: self._outside_count == 0)
             try:
-                if self._wal:
-                    self._db.flush_wal(True)
-                else:
-                    self._db.flush()
-                self._db.close()
-            except Exception as error:
-                raise _translate(error) from error
+                if database.latest_sequence_number() != self._synced_sequence:
+                    self._make_durable(database)
             finally:
+                with self._outside:
+                    if self._outside_count:
+                        database.cancel_all_background(True)  # a compaction may have hours to go
+                    self._outside.wait_for(lambda: not self._outside_count)
+                with suppress(Exception):  # it flushes, in vain after a cancellation or an error; all is durable
+                    database.close()
+                self._gone(StoreClosedError, f"{self._path} is closed")  # also if a write failed meanwhile
                 self._directory_lock.release()
 
     @contextmanager
     def _outside_gil(self) -> Iterator[Rdict]:
         with self._outside:
-            if self._closed:
-                raise StoreClosedError(f"{self._path} is closed")
             self._outside_count += 1
         try:
-            yield self._db
+            yield self._database
         finally:
             with self._outside:
                 self._outside_count -= 1
                 self._outside.notify_all()
 
     def _forked(self) -> None:
-        self._closed = True
+        """In a forked child: forget the database, of which no destructor may run here."""
+        for view in [reference() for reference in list(self._views)]:
+            if view is not None:
+                view.abandon()
+        leak(self._database)
+        self._gone(StoreClosedError, f"{self._path} was opened by the parent of this process")
+        self._new_locks()  # a thread of the parent may have held them
+
+    def _gone(self, kind: type[StorageError], message: str) -> None:
+        gone = Gone(kind, message)
+        self._database, self._write_raw = cast("Rdict", gone), gone
 
 
-def _raw_batch(operations: Sequence[Operation]) -> rocksdict.WriteBatch:
-    raw = rocksdict.WriteBatch(True)
+def _raw_batch(operations: Sequence[Operation]) -> RawBatch:
+    raw = RawBatch(True)  # raw mode: the other one pickles
     put = raw.put
     for operation in operations:
-        kind = type(operation)
-        if kind is Put:
+        if isinstance(operation, Put):
             put(operation.key, operation.value)
-        elif kind is Delete:
+        elif isinstance(operation, Delete):
             raw.delete(operation.key)
-        elif operation.start < operation.stop:
+        elif operation.start < operation.stop:  # the other way round RocksDB refuses, and every write after it
             raw.delete_range(operation.start, operation.stop)
     return raw
-
-
-def _rocksdb_options(options: BackendOptions, cache: rocksdict.Cache) -> rocksdict.Options:
-    settings = dict(_ENGINE_DEFAULTS)
-    for name, value in options.engine.items():
-        if name not in settings:
-            near = get_close_matches(name, settings, n=1)
-            raise SettingsError(f"the rocksdb engine has no setting {name!r}")
-        if type(value) is not int or value < 1:
-            raise SettingsError(f"{name} must be a positive whole number, not {value!r}")
-        settings[name] = value
-    table = rocksdict.BlockBasedOptions()
-    table.set_block_cache(cache)
-    table.set_block_size(settings["block_bytes"])
-    table.set_bloom_filter(10, False)
-    table.set_cache_index_and_filter_blocks(True)
-    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
-    engine = rocksdict.Options(raw_mode=True)
-    engine.create_if_missing(True)
-    engine.set_block_based_table_factory(table)
-    engine.set_write_buffer_size(settings["write_buffer_bytes"])
-    engine.set_level_compaction_dynamic_level_bytes(True)
-    engine.set_max_background_jobs(settings["background_jobs"])
-    engine.set_keep_log_file_num(5)
-    engine.set_wal_recovery_mode(rocksdict.DBRecoveryMode.tolerate_corrupted_tail_records())
-    codecs = {
-        "none": DBCompressionType.none,
-        "lz4": DBCompressionType.lz4,
-        "snappy": DBCompressionType.snappy,
-        "zstd": DBCompressionType.lz4,
-    }
-    engine.set_compression_type(codecs[options.compression]())
-    if options.compression == "zstd":
-        engine.set_bottommost_compression_type(DBCompressionType.zstd())
-    return engine
-
-
-def _translate(error: Exception) -> Exception:
-    if isinstance(error, QilbeeError):
-        return error
-    text = str(error)
-    if isinstance(error, rocksdict.DbClosedError) or "borrowed" in text:
-        return StoreClosedError("the store is closed")
-    if text.startswith("Corruption"):
-        return CorruptRecordError(text)
-    if "lock" in text:
-        return StoreLockedError(text)
-    if "No space left" in text:
-        return StorageFullError(text)
-    return StorageError(text)

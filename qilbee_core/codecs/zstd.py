@@ -19,8 +19,8 @@ from qilbee_core.errors import CorruptRecordError
 __all__ = ["ZstdCodec"]
 
 _LEVEL = 3
-# With a dictionary nearly all there is to find is in the dictionary, so looking harder pays: 46 % instead of
-# 48 % on chat turns of 200 bytes, for 2 us more.
+# With a dictionary nearly all that repeats is found there, so it pays to look harder: chat turns of 200 bytes
+# come to 46.6 % instead of 49.1 %, for 2 us each.
 _DICTIONARY_LEVEL = 5
 _DICTIONARY_SEARCH_LOG = 5
 

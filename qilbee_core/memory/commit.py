@@ -12,78 +12,54 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from enum import IntEnum
 from typing import TypeVar
 
 from qilbee_core.batch import Delete, DeleteRange, Expect, Operation, Put, WriteBatch
 from qilbee_core.catalog import Catalog
 from qilbee_core.durability import Durability
 from qilbee_core.envelope import frame
-from qilbee_core.episode import MEMORY_TYPES, Episode
+from qilbee_core.episode import MEMORY_TYPES
 from qilbee_core.errors import ConflictError, StorageError
-from qilbee_core.ids import now_us
 from qilbee_core.interfaces import SingleProcess, StorageBackend
 from qilbee_core.keys import AgentKeys
 from qilbee_core.memory.head import Head
+from qilbee_core.memory.log import ChangeKind, change_payload, read_head
 from qilbee_core.memory.relevance import Order
 from qilbee_core.memory.statistics import ClearReceipt
 from qilbee_core.memory.tail import Tail, Tails
 from qilbee_core.records import Records
 
-__all__ = ["CHANGES_KEPT", "Agent", "Change", "ChangeKind", "Context", "change_payload"]
+__all__ = ["CHANGES_KEPT", "Agent", "Context", "Touched"]
 
 T = TypeVar("T")
 
+Touched = dict[bytes, bytes | None]
+"""Id of each episode that a write touches -> its sealed record, or None where it is removed."""
+
 CHANGES_KEPT = 1024
 """Entries of an agent's change log that are kept for readers in RAM; trimmed when twice as many."""
+
+_STORES_AHEAD_MAX = 64
+_STORE_IDS_AHEAD_MAX = 16
+"""How far the log may run ahead of the stored head: what an open after a crash has to read again."""
 
 _ATTEMPTS_MAX = 64
 _BACKOFF_S_MAX = 0.05
 
 
-class ChangeKind(IntEnum):
-    """The operation byte of an entry of the change log."""
-
-    STORE = 1
-    UPDATE = 2
-    DELETE = 3
-
-
 class Agent:
     """What is kept in RAM of one agent while anybody uses it: its keys, its head, its newest episodes."""
 
-    __slots__ = ("__weakref__", "head", "id", "keys", "lock", "tail")
+    __slots__ = ("__weakref__", "head", "id", "keys", "lock", "stored_sequence", "tail")
 
     def __init__(self, agent_id: str) -> None:
         self.id = agent_id
         self.keys = AgentKeys(agent_id)
         self.lock = threading.Lock()
         self.head: Head | None = None
+        self.stored_sequence = 0
+        """The sequence of the head as it is stored; 0 where there is none."""
         self.tail = Tail()
-
-
-class Change:
-    """One logical write while it is planned: operations, and the head as it will be."""
-
-    __slots__ = ("head", "ids", "kind", "operations", "puts", "stored")
-
-    def __init__(self, kind: ChangeKind, head: Head) -> None:
-        self.kind = kind
-        self.head = new = head.copy()
-        new.sequence += 1
-        now = now_us()
-        new.transaction_us = now if now > head.transaction_us else head.transaction_us + 1
-        self.operations: list[Operation] = []
-        self.ids: list[bytes] = []
-        self.puts: list[tuple[bytes, bytes]] = []
-        """Ids and values of the records that were written, for the tail."""
-        self.stored: list[Episode] = []
-        """What observers are told."""
-
-
-def change_payload(kind: ChangeKind, transaction_us: int, ids: Sequence[bytes]) -> bytes:
-    """An entry of the change log: which episodes an operation touched, never their text."""
-    return (kind << 64 | transaction_us).to_bytes(9, "big") + b"".join(ids)
 
 
 class Context:
@@ -97,14 +73,12 @@ class Context:
         durability: Durability,
         *,
         recent_cache_bytes: int,
-        episodes_stored: Callable[[str, Sequence[Episode]], None] | None,
     ) -> None:
         self.backend = backend
         self.catalog = catalog
         self.records = records
         self.durability = durability
         self.tails = Tails(recent_cache_bytes)
-        self.episodes_stored = episodes_stored
         self.single_process = isinstance(backend, SingleProcess)
         self.orders = _orders_in_force(catalog)
         """The order of each memory type, by its position in MEMORY_TYPES."""
@@ -127,80 +101,82 @@ class Context:
             return list(self._agents.values())
 
     def head(self, agent: Agent) -> Head | None:
-        """The agent's head now; None where it has stored nothing."""
-        if agent.head is not None:
-            return agent.head
-        return self._read_head(agent)[0]
+        """A copy of the agent's head now; None where it has stored nothing."""
+        with agent.lock:
+            if agent.head is None:
+                return self._read_head(agent)[0]
+            return agent.head.copy() if agent.head.sequence else None
 
-    def _read_head(self, agent: Agent) -> tuple[Head | None, bytes | None]:
-        key = agent.keys.head
-        value = self.backend.get(key)
-        return (None if value is None else Head.decode(key, value)), value
-
-    def commit(self, agent: Agent, plan: Callable[[Head], tuple[T, Change | None]]) -> tuple[T, int]:
+    def commit(
+        self,
+        agent: Agent,
+        kind: ChangeKind,
+        plan: Callable[[Head, list[Operation]], tuple[T, Touched]],
+    ) -> tuple[T, int]:
         """Plan against the head, write, and publish; gives the plan's value and a ticket for durability.
 
-        ``plan`` gives no change where there is nothing to write. It may be called again on a shared engine.
+        ``plan`` changes the head in place, adds its operations, and touches nothing where there is nothing
+        to write. The entry of the change log and the head are added here. It may be called again on a
+        shared engine.
         """
-        self.durability.check()
+        if self.durability.failure is not None:
+            self.durability.refuse()
         keys = agent.keys
         with agent.lock:
             for attempt in range(_ATTEMPTS_MAX):
-                head, expects = self._head_to_change(agent)
-                value, change = plan(head)
-                if change is None:
-                    return value, self.durability.last_ticket
-                new = change.head
-                sequence = new.sequence
-                operations = change.operations
-                if sequence - new.trimmed >= 2 * CHANGES_KEPT:
-                    operations.append(trim(keys, new, sequence - CHANGES_KEPT))
-                entry_key = keys.change(sequence)
-                entry = change_payload(change.kind, new.transaction_us, change.ids)
-                operations.append(Put(entry_key, frame(entry_key, entry)))
-                operations.append(Put(keys.head, new.encode(keys.head)))
+                expects: Sequence[Expect] = ()
+                if (head := agent.head) is None:
+                    head, expects = self._load(agent)
+                try:
+                    now = time.time_ns() // 1000
+                    head.transaction_us = now if now > head.transaction_us else head.transaction_us + 1
+                    operations: list[Operation] = []
+                    value, touched = plan(head, operations)
+                    if not touched:
+                        return value, self.durability.last_ticket
+                    head.sequence = sequence = head.sequence + 1
+                    if sequence - head.trimmed >= 2 * CHANGES_KEPT:
+                        operations.append(trim(keys, head, sequence - CHANGES_KEPT))
+                    entry_key = keys.changes + sequence.to_bytes(8, "big")
+                    entry = change_payload(kind, head.transaction_us, touched)
+                    operations.append(Put(entry_key, frame(entry_key, entry)))
+                    if self._is_head_due(agent, kind, sequence, touched):
+                        operations.append(Put(keys.head, head.encode(keys.head)))
+                        agent.stored_sequence = sequence
+                except BaseException:
+                    self.forget(agent)  # the head in RAM was changed
+                    raise
                 try:
                     self.backend.write(WriteBatch(operations, expects))
+                    break
                 except ConflictError:
+                    # Another process was quicker: plan again.
                     time.sleep(random.uniform(0, min(_BACKOFF_S_MAX, 0.0005 * 2**attempt)))  # noqa: S311
-                    continue
                 except BaseException:
-                    # Whether it was written is not known here: read the head again next time.
-                    self.forget(agent)
+                    self.forget(agent)  # whether anything was written may not be known
                     raise
-                if self.single_process:
-                    self._publish(agent, change)
-                break
             else:
                 raise self._too_many_writers(agent)
-        ticket = self.durability.wrote()
-        if self.episodes_stored is not None and change.stored:
-            self.episodes_stored(agent.id, change.stored)
-        return value, ticket
+            if agent.tail.warm:
+                for id_bytes, record in touched.items():
+                    if record is None:
+                        self.tails.remove(agent.tail, id_bytes)
+                    else:
+                        self.tails.put(agent.tail, id_bytes, record)
+        return value, self.durability.wrote()
 
-    def clear(self, agent: Agent, ranges: Sequence[DeleteRange]) -> tuple[ClearReceipt, int]:
-        """Remove the head and ``ranges`` in one batch. The next head has another generation."""
-        self.durability.check()
-        with agent.lock:
-            for _ in range(_ATTEMPTS_MAX):
-                head, value = self._read_head(agent)
-                if value is None:
-                    return ClearReceipt(episodes=0, bytes=0), self.durability.last_ticket
-                self.forget(agent)
-                batch = WriteBatch([*ranges, Delete(agent.keys.head)], [Expect(agent.keys.head, value)])
-                try:
-                    self.backend.write(batch)
-                except ConflictError:
-                    continue
-                break
-            else:
-                raise self._too_many_writers(agent)
-            assert head is not None
-            return ClearReceipt(episodes=head.episodes, bytes=head.record_bytes), self.durability.wrote()
+    def _is_head_due(self, agent: Agent, kind: ChangeKind, sequence: int, touched: Touched) -> bool:
+        # A store moves the head in a way that its entry in the log tells: it is stored now and then only, see read_head().
+        return (
+            kind is not ChangeKind.STORE
+            or not self.single_process
+            or not agent.stored_sequence
+            or sequence - agent.stored_sequence >= _STORES_AHEAD_MAX
+            or len(touched) > _STORE_IDS_AHEAD_MAX
+        )
 
-    def _head_to_change(self, agent: Agent) -> tuple[Head, Sequence[Expect]]:
-        if agent.head is not None:
-            return agent.head, ()
+    def _load(self, agent: Agent) -> tuple[Head, Sequence[Expect]]:
+        """The head to change, kept in RAM from now on, or else what to expect of it."""
         head, value = self._read_head(agent)
         if not self.single_process:
             return head or Head(), (Expect(agent.keys.head, value),)
@@ -209,16 +185,34 @@ class Context:
             head = Head()
             self.tails.fill(agent.tail, [], whole=True)
         agent.head = head
+        agent.stored_sequence = 0 if value is None else head.sequence
         return head, ()
 
-    def _publish(self, agent: Agent, change: Change) -> None:
-        agent.head = change.head
-        if change.kind is ChangeKind.DELETE:
-            for id_bytes in change.ids:
-                self.tails.remove(agent.tail, id_bytes)
-        else:
-            for id_bytes, value in change.puts:
-                self.tails.put(agent.tail, id_bytes, value)
+    def _read_head(self, agent: Agent) -> tuple[Head | None, bytes | None]:
+        value = self.backend.get(agent.keys.head)
+        if value is None:
+            return None, None
+        return read_head(self.backend, agent.keys, value, self.records, self.orders), value
+
+    def clear(self, agent: Agent, ranges: Sequence[DeleteRange]) -> tuple[ClearReceipt, int]:
+        """Remove the head and ``ranges`` in one batch. The next head has another generation."""
+        if self.durability.failure is not None:
+            self.durability.refuse()
+        with agent.lock:
+            for _ in range(_ATTEMPTS_MAX):
+                head, value = self._read_head(agent)
+                if head is None:
+                    return ClearReceipt(episodes=0, bytes=0), self.durability.last_ticket
+                self.forget(agent)
+                batch = WriteBatch([*ranges, Delete(agent.keys.head)], [Expect(agent.keys.head, value)])
+                try:
+                    self.backend.write(batch)
+                    break
+                except ConflictError:
+                    continue
+            else:
+                raise self._too_many_writers(agent)
+            return ClearReceipt(episodes=head.episodes, bytes=head.record_bytes), self.durability.wrote()
 
     @staticmethod
     def _too_many_writers(agent: Agent) -> StorageError:
@@ -232,19 +226,18 @@ class Context:
         agent.head = None
         self.tails.clear(agent.tail)
 
-    def trim_all(self) -> None:
-        """Drop the change logs of the agents in use: nobody else follows them once a single opener closes."""
+    def settle(self) -> None:
+        """Before a single opener closes: store the heads, and drop the change logs that nobody else follows."""
         if not self.single_process:
             return
         for agent in self.agents_in_use():
             with agent.lock:
                 head = agent.head
                 if head is not None and head.sequence > head.trimmed:
-                    new = head.copy()
-                    operation = trim(agent.keys, new, head.sequence)
-                    self.backend.write(WriteBatch([operation, Put(agent.keys.head, new.encode(agent.keys.head))]))
+                    operation = trim(agent.keys, head, head.sequence)
+                    self.backend.write(WriteBatch([operation, Put(agent.keys.head, head.encode(agent.keys.head))]))
+                    agent.stored_sequence = head.sequence
                     self.durability.wrote()
-                    agent.head = new
 
     def restart_locks(self) -> None:
         """In a forked child: locks that the parent's other threads held would never be released."""

@@ -25,14 +25,13 @@ from msgspec import Struct
 from msgspec.structs import astuple
 
 from qilbee_core.episode import MEMORY_TYPES, Episode, JSONObject
-from qilbee_core.errors import CorruptRecordError, InvalidError
+from qilbee_core.errors import CorruptRecordError
 from qilbee_core.interfaces import Document
-from qilbee_core.limits import CONTENT_BYTES_MAX, METADATA_BYTES_MAX
 
-__all__ = ["EpisodeDocument", "check_sizes", "digest_of_key"]
+__all__ = ["MEMORY_TYPE_NUMBERS", "EpisodeDocument", "digest_of", "digest_of_key", "fields_of"]
 
 _canonical = msgspec.msgpack.Encoder(order="deterministic").encode
-_MEMORY_TYPE_NUMBERS = {name: number for number, name in enumerate(MEMORY_TYPES)}
+MEMORY_TYPE_NUMBERS = {name: number for number, name in enumerate(MEMORY_TYPES)}
 
 
 def digest_of_key(idempotency_key: str) -> bytes:
@@ -55,20 +54,6 @@ class EpisodeDocument(Struct):
     previous_us: int = 0
 
     @classmethod
-    def of(cls, episode: Episode, transaction_us: int, idempotency_digest: str = "") -> EpisodeDocument:
-        """What is stored for ``episode`` when it is recorded at ``transaction_us``."""
-        return cls(
-            episode.episode_type,
-            episode.content,
-            transaction_us,
-            episode.metadata,
-            _MEMORY_TYPE_NUMBERS[episode.memory_type],
-            episode.relevance,
-            0,
-            idempotency_digest,
-        )
-
-    @classmethod
     def from_fields(cls, fields: Document) -> EpisodeDocument:
         """The document read from a record; fields of a later schema are passed over."""
         try:
@@ -78,27 +63,18 @@ class EpisodeDocument(Struct):
 
     def fields(self) -> Document:
         """The fields by position, without the defaults at the end."""
-        if (
-            self.memory_type == 0
-            and self.strength == 1.0
-            and not self.idempotency_digest
-            and not self.reinforced_us
-            and not self.origin
-        ):
-            if self.metadata:
-                return [self.episode_type, self.content, self.transaction_us, self.metadata]
-            return [self.episode_type, self.content, self.transaction_us]
         fields: Document = list(astuple(self))
         while fields[-1] == _DEFAULTS[len(fields) - 1]:
             del fields[-1]
         return fields
 
+    def own_digest(self) -> str:
+        """The digest of what it holds now."""
+        return digest_of(self.episode_type, self.content, self.metadata, self.memory_type)
+
     def digest(self) -> str:
-        """What makes two stores of one id the same store: hex of 16 bytes over what the caller gave."""
-        if self.origin:
-            return self.origin
-        given = [self.episode_type, self.content, self.metadata, self.memory_type]
-        return blake2b(_canonical(given), digest_size=16).hexdigest()
+        """The digest of what was first stored under this id."""
+        return self.origin or self.own_digest()
 
     def decay_start_us(self) -> int:
         """When its decay began: it was reinforced then, or recorded."""
@@ -114,6 +90,7 @@ class EpisodeDocument(Struct):
         episode.memory_type = MEMORY_TYPES[self.memory_type]
         episode.relevance = relevance
         episode._id = id_bytes
+        episode._id_text = None
         episode._id_given = True
         episode._transaction_us = self.transaction_us
         return episode
@@ -124,12 +101,26 @@ _REQUIRED = _FIELDS - len(EpisodeDocument.__struct_defaults__)
 _DEFAULTS: tuple[object, ...] = (None,) * _REQUIRED + ({}, 0, 1.0, 0, "", "", 0)
 
 
-def check_sizes(content: JSONObject, metadata: JSONObject) -> None:
-    """Refuse a content or metadata above its limit, measured as MessagePack."""
-    for name, value, bytes_max in (
-        ("content", content, CONTENT_BYTES_MAX),
-        ("metadata", metadata, METADATA_BYTES_MAX),
-    ):
-        size = len(_canonical(value))
-        if size > bytes_max:
-            raise InvalidError(f"{name} takes {size} bytes, the most is {bytes_max}", remedy="store it in parts")
+def fields_of(episode: Episode, transaction_us: int, idempotency_digest: str) -> Document:
+    """What is stored for a new episode that is recorded at ``transaction_us``."""
+    memory_type = MEMORY_TYPE_NUMBERS[episode.memory_type]
+    if memory_type == 0 and episode.relevance == 1.0 and not idempotency_digest:
+        # The usual case of EpisodeDocument(...).fields(), which is on the path of every store.
+        if episode.metadata:
+            return [episode.episode_type, episode.content, transaction_us, episode.metadata]
+        return [episode.episode_type, episode.content, transaction_us]
+    return EpisodeDocument(
+        episode.episode_type,
+        episode.content,
+        transaction_us,
+        episode.metadata,
+        memory_type,
+        episode.relevance,
+        0,
+        idempotency_digest,
+    ).fields()
+
+
+def digest_of(episode_type: str, content: JSONObject, metadata: JSONObject, memory_type: int) -> str:
+    """What makes two stores of one id the same store: hex of 16 bytes over what the caller gave."""
+    return blake2b(_canonical([episode_type, content, metadata, memory_type]), digest_size=16).hexdigest()

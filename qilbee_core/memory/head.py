@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import secrets
-from typing import Self
+from zlib import crc32
 
 import msgspec
+from msgspec import Struct, field
 
-from qilbee_core.envelope import frame, unframe
+from qilbee_core.envelope import unframe
 from qilbee_core.errors import CorruptRecordError
 
 __all__ = ["Head", "Tally"]
 
-_encode = msgspec.msgpack.Encoder().encode
-_Fields = tuple[int, int, int, int, bytes, int, dict[str, int], list[tuple[int, int, bytes]]]
-_decoder = msgspec.msgpack.Decoder(_Fields)
+
+class Tally(Struct, array_like=True):
+    """Count and sum of contributions of the episodes of one decay order.
+
+    The sum is a big-endian integer of any size, since MessagePack knows none above 64 bits.
+    """
+
+    order: int
+    count: int
+    total: bytes
 
 
-class Tally:
-    """Count and sum of contributions of the episodes of one decay order."""
-
-    __slots__ = ("count", "total")
-
-    def __init__(self, count: int = 0, total: int = 0) -> None:
-        self.count = count
-        self.total = total
-
-
-class Head:
+class Head(Struct, array_like=True):
     """Counts, sums and clocks of one agent, written with every change.
 
     ``generation``      random; another one means another history, so a remembered sequence is void
@@ -36,28 +34,18 @@ class Head:
     ``transaction_us``  time of the last write; strictly rises
     ``newest_id``       no episode has ever had a higher id
     ``record_bytes``    keys and values of all episode records
+
+    It is changed in place while a write is planned: where the write fails, it is read again.
     """
 
-    __slots__ = (
-        "generation",
-        "newest_id",
-        "record_bytes",
-        "sequence",
-        "tallies",
-        "transaction_us",
-        "trimmed",
-        "types",
-    )
-
-    def __init__(self) -> None:
-        self.generation = secrets.randbits(63)
-        self.sequence = 0
-        self.trimmed = 0
-        self.transaction_us = 0
-        self.newest_id = b""
-        self.record_bytes = 0
-        self.types: dict[str, int] = {}
-        self.tallies: dict[int, Tally] = {}
+    generation: int = field(default_factory=lambda: secrets.randbits(63))
+    sequence: int = 0
+    trimmed: int = 0
+    transaction_us: int = 0
+    newest_id: bytes = bytes(16)
+    record_bytes: int = 0
+    types: dict[str, int] = {}
+    tallies: list[Tally] = []
 
     @property
     def episodes(self) -> int:
@@ -65,81 +53,61 @@ class Head:
         return sum(self.types.values())
 
     def copy(self) -> Head:
-        """A head to change while this one stays in force."""
-        new = Head.__new__(Head)
-        new.generation = self.generation
-        new.sequence = self.sequence
-        new.trimmed = self.trimmed
-        new.transaction_us = self.transaction_us
-        new.newest_id = self.newest_id
-        new.record_bytes = self.record_bytes
-        new.types = self.types.copy()
-        new.tallies = {order: Tally(tally.count, tally.total) for order, tally in self.tallies.items()}
-        return new
+        """The same figures, to keep while this head is changed."""
+        return _decoder.decode(_encode(self))
 
     def add(self, episode_type: str, record_bytes: int, order: int, contribution: int) -> None:
         """Count one more episode."""
         self.record_bytes += record_bytes
-        self.types[episode_type] = self.types.get(episode_type, 0) + 1
-        tally = self.tallies.get(order)
-        if tally is None:
-            tally = self.tallies[order] = Tally()
+        types = self.types
+        types[episode_type] = types.get(episode_type, 0) + 1
+        for tally in self.tallies:
+            if tally.order == order:
+                break
+        else:
+            tally = Tally(order, 0, b"")
+            self.tallies.append(tally)
+        total = int.from_bytes(tally.total, "big") + contribution
         tally.count += 1
-        tally.total += contribution
+        tally.total = total.to_bytes(total.bit_length() + 7 >> 3, "big")
 
     def remove(self, episode_type: str, record_bytes: int, order: int, contribution: int) -> None:
-        """Count one episode less, with what was added for it."""
-        self.record_bytes -= record_bytes
-        left = self.types[episode_type] = self.types.get(episode_type, 0) - 1
-        if left == 0:
-            del self.types[episode_type]
-        tally = self.tallies.setdefault(order, Tally())
-        tally.count -= 1
-        tally.total -= contribution
-        if tally.count == 0 and tally.total == 0:
-            del self.tallies[order]
+        """Count one episode less, with what was added for it.
+
+        A store whose counts are broken (see verify()) must still let its episodes be deleted: nothing
+        falls below zero here.
+        """
+        self.record_bytes = max(0, self.record_bytes - record_bytes)
+        left = self.types.pop(episode_type, 0) - 1
+        if left > 0:
+            self.types[episode_type] = left
+        for tally in self.tallies:
+            if tally.order == order:
+                tally.count -= 1
+                total = max(0, int.from_bytes(tally.total, "big") - contribution)
+                tally.total = total.to_bytes(total.bit_length() + 7 >> 3, "big")
+                if tally.count <= 0:
+                    self.tallies.remove(tally)
+                return
 
     def encode(self, key: bytes) -> bytes:
         """The framed bytes to store under ``key``."""
-        payload = _encode(
-            (
-                self.generation,
-                self.sequence,
-                self.trimmed,
-                self.transaction_us,
-                self.newest_id,
-                self.record_bytes,
-                self.types,
-                [
-                    (order, tally.count, tally.total.to_bytes(tally.total.bit_length() + 7 >> 3, "big"))
-                    for order, tally in self.tallies.items()
-                ],
-            )
-        )
-        return frame(key, payload)
+        payload = _encode(self)
+        return payload + crc32(payload, crc32(key)).to_bytes(4, "big")
 
     @classmethod
-    def decode(cls, key: bytes, value: bytes) -> Self:
+    def decode(cls, key: bytes, value: bytes) -> Head:
         """The head stored under ``key``, or CorruptRecordError."""
-        payload = unframe(key, value)
         try:
-            fields = _decoder.decode(payload)
+            return _decoder.decode(unframe(key, value))
         except msgspec.DecodeError as error:
             raise CorruptRecordError(f"head {key.hex()} cannot be read: {error}") from error
-        head = cls.__new__(cls)
-        (
-            head.generation,
-            head.sequence,
-            head.trimmed,
-            head.transaction_us,
-            head.newest_id,
-            head.record_bytes,
-            head.types,
-            tallies,
-        ) = fields
-        head.tallies = {order: Tally(count, int.from_bytes(total, "big")) for order, count, total in tallies}
-        return head
 
     def counts(self) -> tuple[dict[str, int], int, dict[int, tuple[int, int]]]:
         """What a recount of the episodes must give again."""
-        return self.types, self.record_bytes, {o: (t.count, t.total) for o, t in self.tallies.items()}
+        tallies = {tally.order: (tally.count, int.from_bytes(tally.total, "big")) for tally in self.tallies}
+        return self.types, self.record_bytes, tallies
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder = msgspec.msgpack.Decoder(Head)

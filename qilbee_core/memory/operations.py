@@ -7,18 +7,17 @@ and commit it. A write gives its value and a ticket: the answer holds at the sto
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 
 from msgspec.structs import replace
 
-from qilbee_core.batch import Delete, DeleteRange, Put
+from qilbee_core.batch import Delete, DeleteRange, Operation, Put
 from qilbee_core.envelope import frame, unframe
 from qilbee_core.episode import MEMORY_TYPES, Episode, JSONObject, MemoryType
 from qilbee_core.errors import ConflictError, InvalidError, NotFoundError
 from qilbee_core.ids import (
     datetime_of_us,
-    draw_id,
     event_us_of,
     format_id,
     lowest_id,
@@ -31,6 +30,7 @@ from qilbee_core.keys import Space
 from qilbee_core.limits import (
     BATCH_BYTES_MAX,
     BATCH_EPISODES_MAX,
+    CONTENT_BYTES_MAX,
     EPISODE_TYPE_BYTES_MAX,
     EPISODE_TYPES_MAX,
     IDEMPOTENCY_KEY_BYTES_MAX,
@@ -42,9 +42,10 @@ from qilbee_core.limits import (
     check_text,
     surrogate_error,
 )
-from qilbee_core.memory.commit import Agent, Change, ChangeKind, Context
-from qilbee_core.memory.document import EpisodeDocument, check_sizes, digest_of_key
+from qilbee_core.memory.commit import Agent, Context, Touched
+from qilbee_core.memory.document import MEMORY_TYPE_NUMBERS, EpisodeDocument, digest_of, digest_of_key, fields_of
 from qilbee_core.memory.head import Head
+from qilbee_core.memory.log import ChangeKind
 from qilbee_core.memory.relevance import average, contribution, relevance, vitality
 from qilbee_core.memory.statistics import ClearReceipt, MemoryStatistics
 
@@ -72,12 +73,19 @@ class BatchTooLargeError(InvalidError):
 class Operations:
     """The operations on the memory of one agent."""
 
-    def __init__(self, context: Context, agent_id: str) -> None:
+    def __init__(
+        self,
+        context: Context,
+        agent_id: str,
+        *,
+        episodes_stored: Callable[[str, Sequence[Episode]], None] | None = None,
+    ) -> None:
         self._context = context
         self._agent: Agent = context.agent(agent_id)
         self._keys = self._agent.keys
         self._backend = context.backend
         self._records = context.records
+        self._observe = episodes_stored
         self.agent_id = self._agent.id
 
     # --- writes
@@ -101,54 +109,84 @@ class Operations:
         if idempotency_key is not None:
             check_text(idempotency_key, "idempotency_key", IDEMPOTENCY_KEY_BYTES_MAX)
             digest = digest_of_key(idempotency_key)
-        return self._context.commit(self._agent, lambda head: self._plan_store(head, episodes, digest))
+        stored: list[Episode] = []
 
-    def _plan_store(self, head: Head, episodes: Sequence[Episode], digest: bytes) -> tuple[list[str], Change | None]:
-        keys = self._keys
-        change = Change(ChangeKind.STORE, head)
-        new = change.head
-        written: dict[bytes, bytes] = {}
-        batch_bytes = 0
+        def plan(head: Head, operations: list[Operation]) -> tuple[list[str], Touched]:
+            stored.clear()
+            return self._plan_store(head, operations, episodes, digest, stored)
+
+        answer = self._context.commit(self._agent, ChangeKind.STORE, plan)
+        if self._observe is not None and stored:
+            self._observe(agent_id, stored)
+        return answer
+
+    def _plan_store(
+        self,
+        head: Head,
+        operations: list[Operation],
+        episodes: Sequence[Episode],
+        digest: bytes,
+        stored: list[Episode],
+    ) -> tuple[list[str], Touched]:
+        # What a store costs is spent here: this is one straight line for a new episode.
+        keys, orders, seal = self._keys, self._context.orders, self._records.seal
+        transaction_us = head.transaction_us
+        touched: Touched = {}
         ids: list[str] = []
+        batch_bytes = 0
         for episode in episodes:
-            id_bytes = episode._id
-            key = keys.episode(id_bytes)
-            document = EpisodeDocument.of(episode, new.transaction_us, digest.hex())
-            if digest and (known := self._stored_under(digest, document)) is not None:
+            if digest and (known := self._stored_under(digest, episode)) is not None:
                 ids.append(format_id(known))
                 continue
             # No id above newest_id was ever stored: new episodes are not looked for.
-            while id_bytes <= new.newest_id:
-                existing = written.get(key) or self._backend.get(key)
-                if existing is None or self._is_same(key, existing, document):
-                    break
-                if episode._id_given:
-                    raise ConflictError(
-                        f"episode {episode.id} is stored with other content",
-                        remedy="use update_episode() to change it, or leave the id out to store another",
-                    )
-                id_bytes = episode._id = draw_id(event_us_of(id_bytes))
-                key = keys.episode(id_bytes)
-            else:
-                existing = None
-            ids.append(format_id(id_bytes))
-            if existing is not None:
+            if episode._id <= head.newest_id and self._is_stored(touched, episode):
+                ids.append(episode.id)
                 continue
-            value = written[key] = self._seal(key, document, episode)
-            batch_bytes += len(value)
-            self._add(change, id_bytes, key, value, document)
+            id_bytes = episode._id
+            head.newest_id = max(head.newest_id, id_bytes)
+            key = keys.episodes + id_bytes
+            try:
+                value = seal(key, fields_of(episode, transaction_us, digest.hex()))
+            except UnicodeEncodeError:
+                raise surrogate_error({"content": episode.content, "metadata": episode.metadata}, "episode") from None
+            episode_type = episode.episode_type
+            if episode_type not in head.types:
+                self._check_new_type(head)
+            order = orders[MEMORY_TYPE_NUMBERS[episode.memory_type]]
+            place = vitality(order, episode.relevance, transaction_us)
+            head.add(episode_type, len(key) + len(value), order.number, contribution(order, place))
+            operations.append(Put(key, value))
+            operations.append(Put(keys.vitality(order.number, place, id_bytes), b""))
             if digest:
                 mark = keys.idempotency_key(digest)
-                change.operations.append(Put(mark, frame(mark, id_bytes)))
-            change.ids.append(id_bytes)
-            change.stored.append(episode)
-            new.newest_id = max(new.newest_id, id_bytes)
+                operations.append(Put(mark, frame(mark, id_bytes)))
+            touched[id_bytes] = value
+            batch_bytes += len(value)
+            ids.append(episode.id)
+            stored.append(episode)
         if batch_bytes > BATCH_BYTES_MAX and len(episodes) > 1:
             raise BatchTooLargeError(
                 f"the batch takes {batch_bytes} bytes, the most is {BATCH_BYTES_MAX}",
                 remedy="use import_episodes(), which stores any number in bounded batches",
             )
-        return ids, change if change.ids else None
+        return ids, touched
+
+    def _is_stored(self, touched: Touched, episode: Episode) -> bool:
+        """Whether the episode is there already; an id of ours that another episode has is drawn again."""
+        while True:
+            id_bytes = episode._id
+            key = self._keys.episode(id_bytes)
+            value = touched.get(id_bytes) or self._backend.get(key)
+            if value is None:
+                return False
+            if self._is_same(key, value, episode):
+                return True
+            if episode._id_given:
+                raise ConflictError(
+                    f"episode {episode.id} is stored with other content",
+                    remedy="use update_episode() to change it, or leave the id out to store another",
+                )
+            episode._draw_again()
 
     def update(
         self,
@@ -161,42 +199,49 @@ class Operations:
         """Change what is given; the version before goes to the history."""
         id_bytes = parse_id(id)
         if content is not None:
-            check_object(content, "content")
+            check_object(content, "content", CONTENT_BYTES_MAX)
         if metadata is not None:
-            check_object(metadata, "metadata")
+            check_object(metadata, "metadata", METADATA_BYTES_MAX)
         if episode_type is not None:
             check_text(episode_type, "episode_type", EPISODE_TYPE_BYTES_MAX)
 
-        def plan(head: Head) -> tuple[Episode, Change | None]:
+        def plan(head: Head, operations: list[Operation]) -> tuple[Episode, Touched]:
             key = self._keys.episode(id_bytes)
             value = self._backend.get(key)
             if value is None:
                 raise NotFoundError(f"agent {self.agent_id!r} has no episode {id}")
             old = self._open(key, value)
-            change = Change(ChangeKind.UPDATE, head)
             new = replace(
                 old,
                 content=old.content if content is None else content,
                 metadata=old.metadata if metadata is None else metadata,
                 episode_type=episode_type or old.episode_type,
-                transaction_us=change.head.transaction_us,
+                transaction_us=head.transaction_us,
                 reinforced_us=old.decay_start_us(),
                 origin=old.digest(),
                 previous_us=old.transaction_us,
             )
-            if replace(new, origin="").digest() == replace(old, origin="").digest():
-                return self._episode(id_bytes, old), None
+            if new.own_digest() == old.own_digest():
+                return self._episode(id_bytes, old), {}
+            try:
+                sealed = self._records.seal(key, new.fields())
+            except UnicodeEncodeError:
+                raise surrogate_error({"content": new.content, "metadata": new.metadata}, "episode") from None
+            # Strength and decay are as before, and so is the place in the order of relevance.
+            order = self._context.orders[old.memory_type]
+            moved = contribution(order, vitality(order, old.strength, old.decay_start_us()))
+            head.remove(old.episode_type, len(key) + len(value), order.number, moved)
+            if new.episode_type not in head.types:
+                self._check_new_type(head)
+            head.add(new.episode_type, len(key) + len(sealed), order.number, moved)
             history_key = self._keys.history(id_bytes, old.transaction_us)
-            change.operations.append(
-                Put(history_key, self._records.seal(history_key, self._records.dumps(old.fields())))
+            operations += (
+                Put(history_key, self._records.seal(history_key, old.fields())),
+                Put(key, sealed),
             )
-            self._remove(change, id_bytes, key, value, old)
-            updated = self._episode(id_bytes, new)
-            self._add(change, id_bytes, key, self._seal(key, new, updated), new)
-            change.ids.append(id_bytes)
-            return updated, change
+            return self._episode(id_bytes, new), {id_bytes: sealed}
 
-        return self._context.commit(self._agent, plan)
+        return self._context.commit(self._agent, ChangeKind.UPDATE, plan)
 
     def delete(self, id: str, *, erase: bool) -> tuple[bool, int]:
         """Remove an episode with its history; with ``erase`` its bytes leave the files before this returns."""
@@ -205,22 +250,22 @@ class Operations:
         key = self._keys.episode(id_bytes)
         history = self._keys.history_range(id_bytes)
 
-        def plan(head: Head) -> tuple[bool, Change | None]:
+        def plan(head: Head, operations: list[Operation]) -> tuple[bool, Touched]:
             value = self._backend.get(key)
             if value is None:
-                return False, None
+                return False, {}
             document = self._open(key, value)
-            change = Change(ChangeKind.DELETE, head)
-            self._remove(change, id_bytes, key, value, document)
-            change.operations.append(Delete(key))
+            order = self._context.orders[document.memory_type]
+            place = vitality(order, document.strength, document.decay_start_us())
+            head.remove(document.episode_type, len(key) + len(value), order.number, contribution(order, place))
+            operations += (Delete(key), Delete(self._keys.vitality(order.number, place, id_bytes)))
             if document.previous_us:
-                change.operations.append(DeleteRange(*history))
+                operations.append(DeleteRange(*history))
             if document.idempotency_digest:
-                change.operations.append(Delete(self._keys.idempotency_key(bytes.fromhex(document.idempotency_digest))))
-            change.ids.append(id_bytes)
-            return True, change
+                operations.append(Delete(self._keys.idempotency_key(bytes.fromhex(document.idempotency_digest))))
+            return True, {id_bytes: None}
 
-        deleted, ticket = self._context.commit(self._agent, plan)
+        deleted, ticket = self._context.commit(self._agent, ChangeKind.DELETE, plan)
         if engine is not None:
             engine.erase([(key, key + b"\x00"), history])
         return deleted, ticket
@@ -332,8 +377,8 @@ class Operations:
         now = now_us()
         orders = {order.number: order for order in self._context.orders}
         total = sum(
-            average(orders[number], tally.total, tally.count, now) * tally.count
-            for number, tally in head.tallies.items()
+            average(orders[tally.order], int.from_bytes(tally.total, "big"), tally.count, now) * tally.count
+            for tally in head.tallies
         )
         oldest, newest = (
             next((datetime_of_us(event_us_of(key[-16:])) for key, _ in self._end(reverse=reverse)), None)
@@ -353,36 +398,14 @@ class Operations:
 
     # --- parts of the above
 
-    def _seal(self, key: bytes, document: EpisodeDocument, episode: Episode) -> bytes:
-        try:
-            body = self._records.dumps(document.fields())
-        except UnicodeEncodeError:
-            raise surrogate_error(episode) from None
-        if len(body) > METADATA_BYTES_MAX:
-            check_sizes(document.content, document.metadata)
-        return self._records.seal(key, body)
-
-    def _add(self, change: Change, id_bytes: bytes, key: bytes, value: bytes, document: EpisodeDocument) -> None:
-        head = change.head
-        if document.episode_type not in head.types and len(head.types) >= EPISODE_TYPES_MAX:
+    def _check_new_type(self, head: Head) -> None:
+        if len(head.types) >= EPISODE_TYPES_MAX:
             raise InvalidError(
                 f"agent {self.agent_id!r} has {EPISODE_TYPES_MAX} episode types already",
                 remedy="use fewer types, and metadata for what varies",
             )
-        order = self._context.orders[document.memory_type]
-        place = vitality(order, document.strength, document.decay_start_us())
-        head.add(document.episode_type, len(key) + len(value), order.number, contribution(order, place))
-        change.operations.append(Put(key, value))
-        change.operations.append(Put(self._keys.vitality(order.number, place, id_bytes), b""))
-        change.puts.append((id_bytes, value))
 
-    def _remove(self, change: Change, id_bytes: bytes, key: bytes, value: bytes, document: EpisodeDocument) -> None:
-        order = self._context.orders[document.memory_type]
-        place = vitality(order, document.strength, document.decay_start_us())
-        change.head.remove(document.episode_type, len(key) + len(value), order.number, contribution(order, place))
-        change.operations.append(Delete(self._keys.vitality(order.number, place, id_bytes)))
-
-    def _stored_under(self, digest: bytes, document: EpisodeDocument) -> bytes | None:
+    def _stored_under(self, digest: bytes, episode: Episode) -> bytes | None:
         """The id stored under an idempotency key, where there is one; ConflictError where its content differs."""
         mark = self._keys.idempotency_key(digest)
         framed = self._backend.get(mark)
@@ -393,15 +416,17 @@ class Operations:
         value = self._backend.get(key)
         if value is None:
             return None  # deleted since, and with it what the key stood for
-        if not self._is_same(key, value, document):
+        if not self._is_same(key, value, episode):
             raise ConflictError(
                 f"the idempotency key stands for episode {format_id(id_bytes)}, which has other content",
                 remedy="use another key for another episode",
             )
         return id_bytes
 
-    def _is_same(self, key: bytes, value: bytes, document: EpisodeDocument) -> bool:
-        return self._open(key, value).digest() == document.digest()
+    def _is_same(self, key: bytes, value: bytes, episode: Episode) -> bool:
+        memory_type = MEMORY_TYPE_NUMBERS[episode.memory_type]
+        given = digest_of(episode.episode_type, episode.content, episode.metadata, memory_type)
+        return self._open(key, value).digest() == given
 
     def _open(self, key: bytes, value: bytes) -> EpisodeDocument:
         return EpisodeDocument.from_fields(self._records.open(key, value))

@@ -36,6 +36,8 @@ STRENGTH_MIN = 2.0**-20
 _STRENGTH_BITS = 62
 _SUM_BITS = 64
 _LOG_BITS = 32
+_MANTISSA_BITS = 52  # of a float in [1, 2): such a float times 2**52 is an integer
+_LN2_256TH = 0.0027076061740622863
 
 
 class Order(Struct, frozen=True):
@@ -68,15 +70,12 @@ def contribution(order: Order, vitality: int) -> int:
     """What an episode adds to the sum of its order: a non-negative integer, in units of 2**-64."""
     if order.half_life_us is None:
         return vitality << _SUM_BITS - _STRENGTH_BITS
-    doublings = (vitality - order.epoch_us) / order.half_life_us
-    whole = math.floor(doublings)
-    # 2**x for the fraction x: by a table of 64 and a Taylor polynomial, to about 1e-12.
-    x = doublings - whole
-    index = int(x * 64.0)
-    z = (x - index * 0.015625) * 0.6931471805599453
-    power = _POWERS[index] * (1.0 + z * (1.0 + z * (0.5 + z * (1 / 6 + z * (1 / 24)))))
-    shift = whole + _SUM_BITS - 52
-    scaled = int(power * 4503599627370496.0)  # 2**52: exact, since a float has 53 bits
+    # 2**(steps / 256), by a table for the whole steps and a Taylor polynomial for the rest, to about 1e-12.
+    steps = (vitality - order.epoch_us) / order.half_life_us * 256.0
+    whole = int(steps) if steps >= 0.0 else int(steps) - 1
+    z = (steps - whole) * _LN2_256TH
+    scaled = int(_POWERS[whole & 255] * (1.0 + z * (1.0 + z * (0.5 + z * 0.16666666666666666))))
+    shift = (whole >> 8) + _SUM_BITS - _MANTISSA_BITS
     return scaled << shift if shift >= 0 else scaled >> -shift
 
 
@@ -115,19 +114,19 @@ def _log2(strength: float) -> int:
 
 
 def _table() -> tuple[float, ...]:
-    """2**(k/64), correctly rounded, from integer square roots."""
+    """2**(k/256) times 2**52, correctly rounded, from integer square roots."""
     roots: list[int] = []
-    for _ in range(6):
-        # roots[i] = 2 ** (1 / 2**(i+1)) with 1200 fractional bits
-        step = math.isqrt((roots[-1] if roots else 2 << 1200) << 1200)
+    for _ in range(8):
+        # roots[i] = 2 ** (1 / 2**(i+1)) with 200 fractional bits
+        step = math.isqrt((roots[-1] if roots else 2 << 200) << 200)
         roots.append(step)
     table = []
-    for k in range(64):
-        value = 1 << 1200
-        for bit in range(6):
-            if k >> (5 - bit) & 1:
-                value = value * roots[bit] >> 1200
-        table.append(value / (1 << 1200))
+    for k in range(256):
+        value = 1 << 200
+        for bit in range(8):
+            if k >> (7 - bit) & 1:
+                value = value * roots[bit] >> 200
+        table.append(value / (1 << 200 - _MANTISSA_BITS))
     return tuple(table)
 
 

@@ -11,7 +11,7 @@ from qilbee_core.keys import Space
 from qilbee_core.memory.commit import Agent, Context
 from qilbee_core.memory.document import EpisodeDocument
 from qilbee_core.memory.head import Head
-from qilbee_core.memory.relevance import contribution, vitality
+from qilbee_core.memory.log import count_episode
 from qilbee_core.memory.verify import VerifyReport, agent_ids, verify
 
 __all__ = ["RepairReport", "repair"]
@@ -68,10 +68,7 @@ def _repair_agent(context: Context, agent: Agent) -> int:
                 document = EpisodeDocument.from_fields(context.records.open(key, value))
             except (DataError, ProviderNotFoundError):
                 continue  # named by verify()
-            order = context.orders[document.memory_type]
-            place = vitality(order, document.strength, document.decay_start_us())
-            head.add(document.episode_type, len(key) + len(value), order.number, contribution(order, place))
-            head.transaction_us = max(head.transaction_us, document.transaction_us)
+            order, place = count_episode(head, key, value, document, context.orders)
             operations.append(Put(keys.vitality(order.number, place, id_bytes), b""))
             if document.idempotency_digest:
                 mark = keys.idempotency_key(bytes.fromhex(document.idempotency_digest))
@@ -79,7 +76,7 @@ def _repair_agent(context: Context, agent: Agent) -> int:
             if len(operations) >= _BATCH_OPERATIONS:
                 context.backend.write(WriteBatch(operations, expects))
                 operations = []
-        if head.newest_id:
+        if any(head.newest_id):
             operations.append(Put(keys.head, head.encode(keys.head)))
         context.backend.write(WriteBatch(operations, expects))
         return head.episodes

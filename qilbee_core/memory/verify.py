@@ -11,10 +11,11 @@ from qilbee_core.errors import DataError, ProviderNotFoundError
 from qilbee_core.ids import format_id
 from qilbee_core.interfaces import Snapshot
 from qilbee_core.keys import AgentKeys, ParsedKey, Space, parse, range_of
-from qilbee_core.memory.commit import ChangeKind, Context
+from qilbee_core.memory.commit import Context
 from qilbee_core.memory.document import EpisodeDocument
 from qilbee_core.memory.head import Head
-from qilbee_core.memory.relevance import Order, contribution, vitality
+from qilbee_core.memory.log import count_episode, parse_change, read_head
+from qilbee_core.memory.relevance import Order, vitality
 
 __all__ = ["Problem", "VerifyReport", "verify"]
 
@@ -155,11 +156,9 @@ class _Walk:
                 continue
             self.episodes += 1
             self._episode(keys, id_bytes, document)
-            order, place = self._place(document)
-            recount.add(document.episode_type, len(key) + len(value), order.number, contribution(order, place))
-            recount.transaction_us = max(recount.transaction_us, document.transaction_us)
+            count_episode(recount, key, value, document, self._context.orders)
         if head is None:
-            if recount.newest_id:
+            if any(recount.newest_id):
                 self._report("head-missing", keys.head, f"agent {agent_id!r} has episodes and no head", derived=True)
         else:
             if head.counts() != recount.counts():
@@ -183,7 +182,7 @@ class _Walk:
         if value is None:
             return None
         try:
-            return Head.decode(keys.head, value)
+            return read_head(self._snapshot, keys, value, self._context.records, self._context.orders)
         except DataError as error:
             self._report("head-corrupt", keys.head, error.message, derived=True)
             return None
@@ -295,12 +294,9 @@ class _Walk:
                 )
             expected = sequence + 1
             try:
-                payload = unframe(key, value)
-                ChangeKind(payload[0])
+                parse_change(key, value)
             except DataError as error:
                 self._report("change-corrupt", key, error.message, derived=True)
-            except (IndexError, ValueError):
-                self._report("change-corrupt", key, f"entry {sequence} is of no known kind", derived=True)
         if expected != head.sequence + 1:
             self._report(
                 "change-order",

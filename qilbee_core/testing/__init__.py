@@ -1,1 +1,25 @@
 """Conformance kits: subclass one, say how to open yours, and get every test of the contract."""
+
+import pytest
+
+# Before they are imported, so that a failed assert of a kit shows its values.
+pytest.register_assert_rewrite(
+    "qilbee_core.testing.backends", "qilbee_core.testing.codecs", "qilbee_core.testing.serializers"
+)
+
+from qilbee_core.testing.backends import (  # noqa: E402
+    BackendContract,
+    PersistentBackendContract,
+    backend_state_machine,
+)
+from qilbee_core.testing.codecs import CodecContract  # noqa: E402
+from qilbee_core.testing.serializers import SerializerContract, documents  # noqa: E402
+
+__all__ = [
+    "BackendContract",
+    "CodecContract",
+    "PersistentBackendContract",
+    "SerializerContract",
+    "backend_state_machine",
+    "documents",
+]

@@ -1,17 +1,18 @@
 """One LMDB file, open; and reading from one instant of it.
 
-LMDB unmaps a file when it is closed, and whoever still reads from the map then takes the process down.
-So everybody who reads stands *inside* the file from before he touches it until after, and the last one to
-leave a file that is not wanted any more closes it. Entering takes no lock (a get takes 2 us, most locks cost
-a quarter of that, and two threads would queue): the reader enters, *then* looks whether the file is still the
-current one; who takes the file away first makes another one current, *then* looks whether anybody is inside.
-Whatever the order of the two, at least one of them sees the other.
+LMDB unmaps a file when it is closed, and a thread that still reads from the map then takes the process down.
+So every reader stands *inside* the file from before the first touch until after the last one, and the last
+to leave a file that is not wanted any more closes it. Entering takes no lock: a get takes 2 us, a lock would
+add a quarter of that, and make threads queue. Instead the reader enters, *then* looks whether the file is still
+the current one; and a thread that takes the file away first makes another one current (or none), *then* looks
+whether anybody is inside. In whatever order these four steps fall, at least one of the two sees the other.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from threading import Event, RLock
 from weakref import ref
@@ -19,7 +20,7 @@ from weakref import ref
 import lmdb
 
 from qilbee_core import StoreClosedError
-from qilbee_lmdb.errors import translated
+from qilbee_lmdb.errors import of_lmdb
 
 __all__ = ["PREFIX", "DataFile", "View"]
 
@@ -27,6 +28,7 @@ __all__ = ["PREFIX", "DataFile", "View"]
 PREFIX = b"k"
 
 _READERS_MAX = 1024
+_PAIRS_PER_STEP = 16
 
 
 class DataFile:
@@ -52,7 +54,7 @@ class DataFile:
                 str(path), map_bytes, subdir=False, metasync=False, mode=0o600, max_readers=_READERS_MAX
             )
         except lmdb.Error as error:
-            raise translated(error, path) from error
+            raise of_lmdb(error, path) from error
 
     def enter(self) -> None:
         """Keep the file mapped until :meth:`leave`. Then see whether it is still the current one."""
@@ -106,9 +108,11 @@ class View:
         self._transaction: lmdb.Transaction[bytes] | None = None
         try:
             self._transaction = file.env.begin()
-        except lmdb.Error as error:
+        except BaseException as error:
             file.leave()
-            raise translated(error, file.path) from error
+            if isinstance(error, lmdb.Error):
+                raise of_lmdb(error, file.path) from error
+            raise
         file.views.add(ref(self, file.views.discard))
 
     @property
@@ -123,7 +127,11 @@ class View:
 
     def get(self, key: bytes) -> bytes | None:
         """The value under ``key`` at this instant."""
-        return self.get_many((key,))[0]
+        with self._lock:
+            try:
+                return self._live().get(PREFIX + key)
+            except lmdb.Error as error:
+                raise of_lmdb(error, self._file.path) from error
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values under ``keys`` at this instant."""
@@ -132,7 +140,7 @@ class View:
             try:
                 return [get(PREFIX + key) for key in keys]
             except lmdb.Error as error:
-                raise translated(error, self._file.path) from error
+                raise of_lmdb(error, self._file.path) from error
 
     def scan(
         self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False
@@ -149,15 +157,17 @@ class View:
             while True:
                 with self._lock:
                     self._live()
-                    pair = next(pairs, None)
-                if pair is None:
+                    some = list(islice(pairs, _PAIRS_PER_STEP))
+                for key, value in some:
+                    if key < start if reverse else stop is not None and key >= stop:
+                        return
+                    if self._transaction is None:
+                        self._live()
+                    yield key[1:], value
+                if len(some) < _PAIRS_PER_STEP:
                     return
-                key, value = pair
-                if key < start if reverse else stop is not None and key >= stop:
-                    return
-                yield key[1:], value
         except lmdb.Error as error:
-            raise translated(error, self._file.path) from error
+            raise of_lmdb(error, self._file.path) from error
 
     def _live(self) -> lmdb.Transaction[bytes]:
         if self._transaction is None:

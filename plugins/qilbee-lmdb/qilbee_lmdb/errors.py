@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import tempfile
 from pathlib import Path
 
 import lmdb
@@ -16,17 +18,24 @@ from qilbee_core import (
     StorageFullError,
 )
 
-__all__ = ["translated"]
+__all__ = ["of_disk", "of_lmdb"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ROOM_BYTES = 1 << 20
 
 
-def translated(error: lmdb.Error, path: Path) -> QilbeeError:
-    """``error``, met while working on the file ``path``, as one of ours."""
+def of_disk(error: OSError, path: Path) -> StorageError:
+    """What the operating system refused to do with ``path``, as one of ours."""
+    kind = StorageFullError if error.errno in _FULL else StorageError
+    return kind(f"{path}: {error.strerror}")
+
+
+def of_lmdb(error: lmdb.Error, path: Path, *, writing_bytes: int = 0) -> QilbeeError:
+    """``error``, met while reading the file ``path`` or writing that much to it, as one of ours."""
     message = f"{path}: {error}"
     match error:
         case lmdb.BadValsizeError():
-            return InvalidError(f"a key or value is longer than LMDB can store: {error}")
+            return InvalidError("the batch has a key longer than the 510 bytes LMDB can store, or a value of 4 GiB")
         case lmdb.ReadersFullError():
             return StorageError(
                 f"{path}: too many snapshots and scans are open at once", remedy="close some of them and try again"
@@ -40,6 +49,19 @@ def translated(error: lmdb.Error, path: Path) -> QilbeeError:
                 f"{path} cannot be mapped into memory: {error}",
                 remedy="allow the process more address space (ulimit -v), or set map_bytes lower in [storage.engine]",
             )
-    if error.code in _FULL:
-        return StorageFullError(message)
+    if _is_full(error, path.parent, writing_bytes):
+        return StorageFullError(f"{path}: no space left ({error})")
     return StorageError(message)
+
+
+def _is_full(error: lmdb.Error, directory: Path, writing_bytes: int) -> bool:
+    """Whether ``error`` says that there is no space left."""
+    number = getattr(error, "code", 0)
+    if number == errno.EIO and writing_bytes:
+        # What LMDB also says where the disk is full halfway through a commit. So ask the file system.
+        try:
+            with tempfile.TemporaryFile(dir=directory) as probe:
+                os.posix_fallocate(probe.fileno(), 0, writing_bytes + _ROOM_BYTES)
+        except OSError as refusal:
+            number = refusal.errno or 0
+    return number in _FULL

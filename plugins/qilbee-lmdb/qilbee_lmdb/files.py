@@ -22,7 +22,7 @@ import lmdb
 
 from qilbee_core import fsync_directory
 from qilbee_lmdb.datafile import PREFIX
-from qilbee_lmdb.errors import translated
+from qilbee_lmdb.errors import of_lmdb
 
 __all__ = ["build", "current_file", "first_file", "publish", "remove_leftovers", "successor"]
 
@@ -63,6 +63,7 @@ def build(path: Path, pairs: Iterable[tuple[bytes, bytes]], map_bytes: int) -> P
     """
     new = path.with_name(path.name + ".new")
     _remove(new)
+    some: list[tuple[bytes, bytes]] = []
     try:
         with lmdb.open(str(new), map_bytes, subdir=False, sync=False, mode=0o600) as env:
             ahead = iter(pairs)
@@ -70,12 +71,11 @@ def build(path: Path, pairs: Iterable[tuple[bytes, bytes]], map_bytes: int) -> P
                 with env.begin(write=True) as transaction, transaction.cursor() as cursor:
                     cursor.putmulti(some, append=True)
             env.sync(True)
-    except lmdb.Error as error:
+    except BaseException as error:
+        # Asked before it is removed: what it takes may be all there was.
+        known = of_lmdb(error, new, writing_bytes=_size(some)) if isinstance(error, lmdb.Error) else error
         _remove(new)
-        raise translated(error, new) from error
-    except BaseException:
-        _remove(new)
-        raise
+        raise known from error
     _lock_file(new).unlink()
     return new
 
@@ -84,6 +84,10 @@ def publish(new: Path, path: Path) -> None:
     """Make ``new`` the store, now and after a power cut."""
     os.rename(new, path)
     fsync_directory(path.parent)
+
+
+def _size(pairs: Iterable[tuple[bytes, bytes]]) -> int:
+    return sum(len(key) + len(value) for key, value in pairs)
 
 
 def _remove(path: Path) -> None:

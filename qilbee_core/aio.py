@@ -1,0 +1,105 @@
+"""The store for asyncio programs: the same names as :class:`~qilbee_core.Store`, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import TracebackType
+from typing import Self, TypeVar
+
+from qilbee_core.config import Settings
+from qilbee_core.durability import DurabilityLevel
+from qilbee_core.episode import JSON
+from qilbee_core.memory.aio import AsyncAgentMemory
+from qilbee_core.memory.repair import RepairReport
+from qilbee_core.memory.verify import VerifyReport
+from qilbee_core.plugins import Plugins
+from qilbee_core.store import Store, open_store
+
+__all__ = ["AsyncStore", "aopen_store"]
+
+T = TypeVar("T")
+
+_POOL_THREADS = 4
+
+
+class AsyncStore:
+    """One opened database, for asyncio. Made by :func:`aopen_store`; an async context manager."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pool = ThreadPoolExecutor(_POOL_THREADS, "qilbee")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _in_pool(self, verb: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, verb)
+
+    @property
+    def settings(self) -> Settings:
+        """What the store was opened with."""
+        return self._store.settings
+
+    def agent_memory(self, agent_id: str) -> AsyncAgentMemory:
+        """The memory of one agent."""
+        return self._store.async_agent_memory(agent_id, self._pool)
+
+    async def agents(self) -> list[str]:
+        """The ids of all agents that have stored anything, sorted."""
+        return await self._in_pool(self._store.agents)
+
+    async def flush(self) -> None:
+        """Make every earlier write survive a power cut, at any durability level."""
+        await self._in_pool(self._store.flush)
+
+    async def compact(self) -> None:
+        """Give the space of what was deleted back now."""
+        await self._in_pool(self._store.compact)
+
+    async def stats(self) -> Mapping[str, JSON]:
+        """Figures of the store and its engine."""
+        return await self._in_pool(self._store.stats)
+
+    def durability(self) -> DurabilityLevel:
+        """The level in force."""
+        return self._store.durability()
+
+    async def verify(self) -> VerifyReport:
+        """Walk everything and compare it with everything else."""
+        return await self._in_pool(self._store.verify)
+
+    async def repair(self) -> RepairReport:
+        """Rebuild whatever is derived from the episodes."""
+        return await self._in_pool(self._store.repair)
+
+    async def close(self) -> None:
+        """Make everything durable and let go of the directory. Idempotent."""
+        # Not in our own pool, which closes too.
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        self._store.close()
+        self._pool.shutdown()
+
+
+async def aopen_store(
+    target: str | os.PathLike[str] | Settings | None = None, *, plugins: Plugins | None = None, **overrides: object
+) -> AsyncStore:
+    """Open a store for asyncio; see :func:`~qilbee_core.open_store`, which it takes its arguments from.
+
+    >>> async def main():
+    ...     async with await aopen_store(backend="ephemeral") as store:
+    ...         return await store.agents()
+    >>> asyncio.run(main())
+    []
+    """
+    return AsyncStore(await asyncio.to_thread(partial(open_store, target, plugins=plugins, **overrides)))

@@ -1,0 +1,158 @@
+"""The memory of one agent, for asyncio programs: the same names, awaited.
+
+On an embedded engine a single episode is stored or read in microseconds, so those verbs run in the event
+loop and only the shared sync is awaited. Whatever may take longer runs in the store's bounded pool, and so
+does every verb of an engine whose calls may block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from datetime import datetime
+from functools import partial
+from itertools import islice
+from typing import ParamSpec, TypeVar
+
+from qilbee_core.durability import Durability
+from qilbee_core.episode import Episode, JSONObject, MemoryType
+from qilbee_core.limits import BATCH_EPISODES_MAX
+from qilbee_core.memory.agent import AgentMemory
+from qilbee_core.memory.operations import Operations
+from qilbee_core.memory.statistics import ClearReceipt, MemoryStatistics
+
+__all__ = ["AsyncAgentMemory"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_PAGE_EPISODES = 256
+_DIRECT_EPISODES_MAX = 16
+"""A batch above this would hold up the event loop for longer than a hop to the pool takes."""
+
+
+class AsyncAgentMemory:
+    """What one agent remembers, awaited. Got from ``AsyncStore.agent_memory(agent_id)``.
+
+    Every verb promises what the one of that name of :class:`~qilbee_core.AgentMemory` promises.
+
+    >>> import asyncio
+    >>> from qilbee_core import Episode, aopen_store
+    >>> async def main():
+    ...     async with await aopen_store(backend="ephemeral") as store:
+    ...         memory = store.agent_memory("bot")
+    ...         id = await memory.store_episode(Episode.observation("bot", "CPU at 85 %"))
+    ...         return (await memory.get_episode(id)).content
+    >>> asyncio.run(main())
+    {'observation': 'CPU at 85 %'}
+    """
+
+    def __init__(self, operations: Operations, durability: Durability, pool: Executor, *, direct: bool) -> None:
+        self._memory = AgentMemory(operations, durability)
+        self._operations = operations
+        self._durability = durability
+        self._pool = pool
+        self._direct = direct
+
+    @property
+    def agent_id(self) -> str:
+        """Whose memory it is."""
+        return self._memory.agent_id
+
+    def __repr__(self) -> str:
+        return f"AsyncAgentMemory({self.agent_id!r})"
+
+    async def _in_pool(self, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(verb, *args, **kwargs))
+
+    async def _quick(self, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._direct:
+            return verb(*args, **kwargs)
+        return await self._in_pool(verb, *args, **kwargs)
+
+    async def _durable(self, verb: Callable[P, tuple[T, int]], *args: P.args, **kwargs: P.kwargs) -> T:
+        value, ticket = await self._quick(verb, *args, **kwargs)
+        await self._durability.wait_async(ticket)
+        return value
+
+    async def store_episode(self, episode: Episode, *, idempotency_key: str | None = None) -> str:
+        """Store an episode and give its id."""
+        return (await self._durable(self._operations.store, (episode,), idempotency_key))[0]
+
+    async def store_episodes(self, episodes: Iterable[Episode]) -> list[str]:
+        """Store up to 1000 episodes in one atomic batch, all or none; gives their ids in order."""
+        batch = list(islice(episodes, BATCH_EPISODES_MAX + 1))
+        if len(batch) <= _DIRECT_EPISODES_MAX:
+            return await self._durable(self._operations.store, batch)
+        ids, ticket = await self._in_pool(self._operations.store, batch)
+        await self._durability.wait_async(ticket)
+        return ids
+
+    async def import_episodes(
+        self, episodes: Iterable[Episode], *, progress: Callable[[int], object] | None = None
+    ) -> int:
+        """Store any number of episodes in bounded batches; ``progress`` is called from a thread of the pool."""
+        return await self._in_pool(self._memory.import_episodes, episodes, progress=progress)
+
+    async def get_episode(self, id: str) -> Episode | None:
+        """The episode with that id, or None."""
+        return await self._quick(self._operations.get, id)
+
+    async def get_episodes(self, ids: Sequence[str]) -> list[Episode | None]:
+        """One answer for each of up to 1000 ids, in the order given."""
+        return await self._in_pool(self._operations.get_many, ids)
+
+    async def get_recent_episodes(
+        self,
+        limit: int = 10,
+        *,
+        before: str | None = None,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+    ) -> list[Episode]:
+        """The newest episodes by event time, newest first."""
+        recent = self._operations.recent
+        if limit <= _DIRECT_EPISODES_MAX and episode_type is None and memory_type is None:
+            return await self._quick(recent, limit, before, None, None)
+        return await self._in_pool(recent, limit, before, episode_type, memory_type)
+
+    async def episodes(
+        self, start: datetime | None = None, end: datetime | None = None, *, reverse: bool = False
+    ) -> AsyncIterator[Episode]:
+        """All episodes with ``start <= event time < end``, read page by page as they are asked for."""
+        remaining: Iterator[Episode] = await self._in_pool(self._operations.between, start, end, reverse=reverse)
+        while page := await self._in_pool(lambda: list(islice(remaining, _PAGE_EPISODES))):
+            for episode in page:
+                yield episode
+
+    async def update_episode(
+        self,
+        id: str,
+        *,
+        content: JSONObject | None = None,
+        metadata: JSONObject | None = None,
+        episode_type: str | None = None,
+    ) -> Episode:
+        """Replace what is given and keep the rest; gives the episode as it is now."""
+        return await self._durable(
+            self._operations.update, id, content=content, metadata=metadata, episode_type=episode_type
+        )
+
+    async def history(self, id: str) -> list[Episode]:
+        """The versions that updates replaced, oldest first."""
+        return await self._in_pool(self._operations.history, id)
+
+    async def delete_episode(self, id: str, *, erase: bool = False) -> bool:
+        """Delete an episode with all its versions; gives False where there is none."""
+        if erase:
+            return await self._in_pool(self._memory.delete_episode, id, erase=True)
+        return await self._durable(self._operations.delete, id, erase=False)
+
+    async def clear(self, *, erase: bool = False) -> ClearReceipt:
+        """Delete everything this agent remembers, at once; gives the counts of what was deleted."""
+        return await self._in_pool(self._memory.clear, erase=erase)
+
+    async def get_statistics(self) -> MemoryStatistics:
+        """Counts, sizes and average relevance."""
+        return await self._quick(self._operations.statistics)
