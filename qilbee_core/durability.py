@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Literal, Never
 
@@ -48,7 +49,7 @@ class Durability:
         self._condition = threading.Condition(self._lock)
         self._written = 0
         self._synced = 0
-        self._oldest_unsynced_s = 0.0
+        self._unsynced_since_s: float | None = None
         self._leading = False
         self.failure: StorageError | None = None
         """What made a sync fail."""
@@ -61,10 +62,14 @@ class Durability:
             self._thread.start()
 
     def wrote(self) -> int:
-        """Take a ticket for a write the engine has just taken."""
+        """Take a ticket for a write the engine has just taken. Only ``sync`` counts them."""
+        if self.level != "sync":
+            if self._unsynced_since_s is None:
+                self._unsynced_since_s = time.monotonic()
+            return 0
         with self._lock:
-            if self._written == self._synced:
-                self._oldest_unsynced_s = time.monotonic()
+            if self._unsynced_since_s is None:
+                self._unsynced_since_s = time.monotonic()
             self._written += 1
             return self._written
 
@@ -101,13 +106,17 @@ class Durability:
 
     def flush(self) -> None:
         """Make every write so far durable, at any level."""
-        self._wait_synced(self._written)
+        if self.failure is not None:
+            self.refuse()
+        if self.level == "sync":
+            self._wait_synced(self._written)
+        else:
+            self._sync()
 
     def unsynced_age_ms(self) -> float:
         """Age of the oldest write that may not survive a power cut yet."""
-        if self._written == self._synced:
-            return 0.0
-        return (time.monotonic() - self._oldest_unsynced_s) * 1000
+        since_s = self._unsynced_since_s
+        return 0.0 if since_s is None else (time.monotonic() - since_s) * 1000
 
     def close(self) -> None:
         """Stop the background thread, then make everything durable. Idempotent."""
@@ -144,35 +153,37 @@ class Durability:
 
     def _lead(self) -> None:
         target = self._written
-        started_s = time.monotonic()
-        failure: StorageError | None = None
-        try:
-            self._backend.sync()
-        except StoreClosedError as error:
-            failure = error
-        except StorageError as error:
-            failure = error
-            log.error("sync failed, the store is read-only from now on: %s", error)
+        # What fails here is told to all who wait, by the failure that is kept.
+        with suppress(StorageError):
+            self._sync()
         with self._condition:
-            if failure is None:
+            if self.failure is None:
                 self._synced = max(self._synced, target)
-                self._oldest_unsynced_s = started_s
-            else:
-                # After a failed fsync the kernel may have dropped the pages: asking again would lie.
-                self.failure = failure
             self._leading = False
-            ready = [callback for ticket, callback in self._callbacks if failure or ticket <= self._synced]
-            self._callbacks = [item for item in self._callbacks if not failure and item[0] > self._synced]
+            done = [item for item in self._callbacks if self.failure is not None or item[0] <= self._synced]
+            self._callbacks = [item for item in self._callbacks if item not in done]
             if self._callbacks:
                 self._lead_elsewhere()
             self._condition.notify_all()
-        for callback in ready:
+        for _, callback in done:
             callback()
+
+    def _sync(self) -> None:
+        # Taken down before the sync, not after: a write during it must count as unsynced.
+        self._unsynced_since_s = None
+        try:
+            self._backend.sync()
+        except StorageError as error:
+            # After a failed fsync the kernel may have dropped the pages: asking again would lie.
+            self.failure = error
+            if not isinstance(error, StoreClosedError):
+                log.error("sync failed, the store is read-only from now on: %s", error)
+            raise
 
     def _sync_regularly(self) -> None:
         while not self._closing.wait(self._interval_s):
-            if self._written > self._synced:
+            if self._unsynced_since_s is not None:
                 try:
-                    self._wait_synced(self._written)
+                    self._sync()
                 except StorageError:
-                    return  # logged by the leader; the store is read-only
+                    return  # logged; every later write is refused

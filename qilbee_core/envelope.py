@@ -19,7 +19,7 @@ from zlib import crc32
 
 from qilbee_core.errors import CorruptRecordError, FormatVersionError
 
-__all__ = ["ENVELOPE_VERSION", "RECORD_BYTES_MAX", "Envelope", "frame", "seal", "unframe", "unseal"]
+__all__ = ["ENVELOPE_VERSION", "RECORD_BYTES_MAX", "Envelope", "frame", "header", "seal", "unframe", "unseal"]
 
 ENVELOPE_VERSION = 1
 RECORD_BYTES_MAX = 16 << 20
@@ -54,21 +54,23 @@ def varint(number: int) -> bytes:
     return bytes(groups)
 
 
+def header(envelope: Envelope) -> bytes:
+    """What stands before the body."""
+    return (
+        bytes((ENVELOPE_VERSION, envelope.codec_tag))
+        + varint(envelope.dictionary_id)
+        + bytes((envelope.serializer_tag,))
+        + varint(envelope.raw_bytes)
+    )
+
+
 def seal(key: bytes, envelope: Envelope) -> bytes:
     """The bytes to store under ``key``.
 
     >>> seal(b"k", Envelope(0, 0, 1, 2, b"hi")).hex()
     '010000010268696ca6e368'
     """
-    codec_tag, dictionary_id, serializer_tag, raw_bytes, body = envelope
-    sealed = (
-        bytes((ENVELOPE_VERSION, codec_tag))
-        + varint(dictionary_id)
-        + bytes((serializer_tag,))
-        + varint(raw_bytes)
-        + body
-    )
-    return sealed + crc32(sealed, crc32(key)).to_bytes(4, "big")
+    return frame(key, header(envelope) + envelope.body)
 
 
 def unseal(key: bytes, value: bytes) -> Envelope:

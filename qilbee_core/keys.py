@@ -7,6 +7,7 @@ byte makes the keys of one agent one contiguous range that no other id can reach
 
 from __future__ import annotations
 
+import struct
 import unicodedata
 from enum import IntEnum
 
@@ -116,6 +117,11 @@ def catalog_key(name: str) -> bytes:
     return bytes((Space.CATALOG,)) + name.encode()
 
 
+_PLACE = struct.Struct(">BQ")
+_SIGN = 1 << 63
+"""Added to a signed integer so that its bytes sort as it does."""
+
+
 class AgentKeys:
     """Builds the keys of one agent; its prefixes are made once.
 
@@ -157,7 +163,7 @@ class AgentKeys:
 
     def vitality(self, order: int, vitality: int, id_bytes: bytes) -> bytes:
         """Key that sorts an episode by relevance within its order. ``vitality`` is a signed 64-bit integer."""
-        return self.vitalities + (order << 64 | vitality + (1 << 63)).to_bytes(9, "big") + id_bytes
+        return self.vitalities + _PLACE.pack(order, vitality + _SIGN) + id_bytes
 
     def change(self, sequence: int) -> bytes:
         """Key of an entry of the change log."""

@@ -82,8 +82,7 @@ def check_episode(episode: Episode) -> None:
     if episode.memory_type not in _MEMORY_TYPES:
         raise InvalidError(f"memory_type is {episode.memory_type!r}", remedy=f"give one of {', '.join(MEMORY_TYPES)}")
     check_object(episode.content, "content", CONTENT_BYTES_MAX)
-    if episode.metadata != {}:
-        check_object(episode.metadata, "metadata", METADATA_BYTES_MAX)
+    check_object(episode.metadata, "metadata", METADATA_BYTES_MAX)
 
 
 def check_relevance(relevance: object) -> None:
@@ -106,6 +105,8 @@ def check_object(value: JSONObject, name: str, bytes_max: int) -> None:
         raise InvalidError(
             f"{name} is {type(value).__name__}, not a dict", remedy=f'wrap it, for example {name}={{"text": ...}}'
         )
+    if not value:
+        return
     # The common case, a few short texts, costs one loop. A character takes at most 4 bytes, and a text up to 5 more.
     room = bytes_max >> 2
     for key, item in value.items():

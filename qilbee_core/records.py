@@ -6,7 +6,7 @@ from zlib import crc32
 
 from qilbee_core.catalog import Catalog
 from qilbee_core.codecs.dictionaries import dictionary, shipped_dictionary
-from qilbee_core.envelope import ENVELOPE_VERSION, RECORD_BYTES_MAX, Envelope, seal, unseal
+from qilbee_core.envelope import RECORD_BYTES_MAX, Envelope, header, seal, unseal
 from qilbee_core.errors import CorruptRecordError, InvalidError
 from qilbee_core.interfaces import Codec, Document, Serializer, SupportsDictionary
 from qilbee_core.plugins import Plugins
@@ -15,6 +15,8 @@ __all__ = ["Records"]
 
 _NO_CODEC = 0
 """The tag of bytes as they are: of every store, in no catalog."""
+_RAW_HEADERS = 4096
+"""Headers of uncompressed records that are made beforehand: those of fewer bytes than this."""
 
 
 class Records:
@@ -31,7 +33,9 @@ class Records:
         )
         self._serializers[self._serializer_tag] = serializer
         self._dumps = serializer.dumps
-        self._raw_start = bytes((ENVELOPE_VERSION, _NO_CODEC, 0, self._serializer_tag))
+        self._raw_headers = [
+            header(Envelope(_NO_CODEC, 0, self._serializer_tag, raw_bytes, b"")) for raw_bytes in range(_RAW_HEADERS)
+        ]
         self._codec: Codec | None = None
         self._codec_tag = self._dictionary_id = 0
         if codec_name != "none":
@@ -55,9 +59,9 @@ class Records:
             if len(encoded) < raw_bytes:
                 envelope = Envelope(self._codec_tag, self._dictionary_id, self._serializer_tag, raw_bytes, encoded)
                 return seal(key, envelope)
-        if 0x80 <= raw_bytes < 0x4000:
-            # seal() of an uncompressed body of the usual size, without its intermediate objects.
-            sealed = self._raw_start + bytes((raw_bytes & 0x7F | 0x80, raw_bytes >> 7)) + body
+        if raw_bytes < _RAW_HEADERS:
+            # envelope.seal() for an uncompressed body of the usual size, which is on the path of every store.
+            sealed = self._raw_headers[raw_bytes] + body
             return sealed + crc32(sealed, crc32(key)).to_bytes(4, "big")
         if raw_bytes > RECORD_BYTES_MAX:
             raise InvalidError(

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple
 
 from qilbee_core.batch import Delete, DeleteRange, Expect, Operation, Put, WriteBatch
 from qilbee_core.catalog import Catalog
@@ -32,6 +32,7 @@ from qilbee_core.records import Records
 __all__ = ["CHANGES_KEPT", "Agent", "Context", "Touched"]
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 Touched = dict[bytes, bytes | None]
 """Id of each episode that a write touches -> its sealed record, or None where it is removed."""
@@ -47,6 +48,9 @@ _ATTEMPTS_MAX = 64
 _BACKOFF_S_MAX = 0.05
 
 
+_NEVER = -_STORES_AHEAD_MAX
+
+
 class Agent:
     """What is kept in RAM of one agent while anybody uses it: its keys, its head, its newest episodes."""
 
@@ -57,8 +61,8 @@ class Agent:
         self.keys = AgentKeys(agent_id)
         self.lock = threading.Lock()
         self.head: Head | None = None
-        self.stored_sequence = 0
-        """The sequence of the head as it is stored; 0 where there is none."""
+        self.stored_sequence = _NEVER
+        """The sequence of the head as it is stored."""
         self.tail = Tail()
 
 
@@ -111,7 +115,8 @@ class Context:
         self,
         agent: Agent,
         kind: ChangeKind,
-        plan: Callable[[Head, list[Operation]], tuple[T, Touched]],
+        plan: Callable[[Head, list[Operation], *Ts], tuple[T, Touched]],
+        *args: *Ts,
     ) -> tuple[T, int]:
         """Plan against the head, write, and publish; gives the plan's value and a ticket for durability.
 
@@ -131,7 +136,7 @@ class Context:
                     now = time.time_ns() // 1000
                     head.transaction_us = now if now > head.transaction_us else head.transaction_us + 1
                     operations: list[Operation] = []
-                    value, touched = plan(head, operations)
+                    value, touched = plan(head, operations, *args)
                     if not touched:
                         return value, self.durability.last_ticket
                     head.sequence = sequence = head.sequence + 1
@@ -140,7 +145,13 @@ class Context:
                     entry_key = keys.changes + sequence.to_bytes(8, "big")
                     entry = change_payload(kind, head.transaction_us, touched)
                     operations.append(Put(entry_key, frame(entry_key, entry)))
-                    if self._is_head_due(agent, kind, sequence, touched):
+                    # A store moves the head in a way that the log tells, see read_head(): now and then is enough.
+                    if (
+                        kind is not ChangeKind.STORE
+                        or not self.single_process
+                        or not 0 < sequence - agent.stored_sequence < _STORES_AHEAD_MAX
+                        or len(touched) > _STORE_IDS_AHEAD_MAX
+                    ):
                         operations.append(Put(keys.head, head.encode(keys.head)))
                         agent.stored_sequence = sequence
                 except BaseException:
@@ -165,16 +176,6 @@ class Context:
                         self.tails.put(agent.tail, id_bytes, record)
         return value, self.durability.wrote()
 
-    def _is_head_due(self, agent: Agent, kind: ChangeKind, sequence: int, touched: Touched) -> bool:
-        # A store moves the head in a way that its entry in the log tells: it is stored now and then only, see read_head().
-        return (
-            kind is not ChangeKind.STORE
-            or not self.single_process
-            or not agent.stored_sequence
-            or sequence - agent.stored_sequence >= _STORES_AHEAD_MAX
-            or len(touched) > _STORE_IDS_AHEAD_MAX
-        )
-
     def _load(self, agent: Agent) -> tuple[Head, Sequence[Expect]]:
         """The head to change, kept in RAM from now on, or else what to expect of it."""
         head, value = self._read_head(agent)
@@ -182,11 +183,13 @@ class Context:
             return head or Head(), (Expect(agent.keys.head, value),)
         if head is None:
             # Nobody else can store: the tail of an agent without episodes is known to be empty.
-            head = Head()
+            agent.head = Head()
+            agent.stored_sequence = _NEVER
             self.tails.fill(agent.tail, [], whole=True)
-        agent.head = head
-        agent.stored_sequence = 0 if value is None else head.sequence
-        return head, ()
+        else:
+            agent.head = head
+            agent.stored_sequence = head.sequence
+        return agent.head, ()
 
     def _read_head(self, agent: Agent) -> tuple[Head | None, bytes | None]:
         value = self.backend.get(agent.keys.head)

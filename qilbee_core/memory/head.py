@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import secrets
-from zlib import crc32
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
-from qilbee_core.envelope import unframe
+from qilbee_core.envelope import frame, unframe
 from qilbee_core.errors import CorruptRecordError
 
 __all__ = ["Head", "Tally"]
 
 
-class Tally(Struct, array_like=True):
-    """Count and sum of contributions of the episodes of one decay order.
+class Tally:
+    """Count and sum of contributions of the episodes of one decay order."""
 
-    The sum is a big-endian integer of any size, since MessagePack knows none above 64 bits.
-    """
+    __slots__ = ("count", "total")
 
-    order: int
-    count: int
-    total: bytes
+    def __init__(self, count: int, total: int) -> None:
+        self.count = count
+        self.total = total
 
 
-class Head(Struct, array_like=True):
-    """Counts, sums and clocks of one agent, written with every change.
+class Head:
+    """Counts, sums and clocks of one agent.
 
     ``generation``      random; another one means another history, so a remembered sequence is void
     ``sequence``        number of logical writes, each with an entry in the change log
@@ -34,42 +32,48 @@ class Head(Struct, array_like=True):
     ``transaction_us``  time of the last write; strictly rises
     ``newest_id``       no episode has ever had a higher id
     ``record_bytes``    keys and values of all episode records
+    ``types``           episodes of each type
+    ``tallies``         count and sum of contributions of each decay order
 
     It is changed in place while a write is planned: where the write fails, it is read again.
     """
 
-    generation: int = field(default_factory=lambda: secrets.randbits(63))
-    sequence: int = 0
-    trimmed: int = 0
-    transaction_us: int = 0
-    newest_id: bytes = bytes(16)
-    record_bytes: int = 0
-    types: dict[str, int] = {}
-    tallies: list[Tally] = []
+    __slots__ = (
+        "generation",
+        "newest_id",
+        "record_bytes",
+        "sequence",
+        "tallies",
+        "transaction_us",
+        "trimmed",
+        "types",
+    )
+
+    def __init__(self) -> None:
+        self.generation = secrets.randbits(63)
+        self.sequence = 0
+        self.trimmed = 0
+        self.transaction_us = 0
+        self.newest_id = bytes(16)
+        self.record_bytes = 0
+        self.types: dict[str, int] = {}
+        self.tallies: dict[int, Tally] = {}
 
     @property
     def episodes(self) -> int:
         """How many episodes there are."""
         return sum(self.types.values())
 
-    def copy(self) -> Head:
-        """The same figures, to keep while this head is changed."""
-        return _decoder.decode(_encode(self))
-
     def add(self, episode_type: str, record_bytes: int, order: int, contribution: int) -> None:
         """Count one more episode."""
         self.record_bytes += record_bytes
-        types = self.types
-        types[episode_type] = types.get(episode_type, 0) + 1
-        for tally in self.tallies:
-            if tally.order == order:
-                break
+        self.types[episode_type] = self.types.get(episode_type, 0) + 1
+        tally = self.tallies.get(order)
+        if tally is None:
+            self.tallies[order] = Tally(1, contribution)
         else:
-            tally = Tally(order, 0, b"")
-            self.tallies.append(tally)
-        total = int.from_bytes(tally.total, "big") + contribution
-        tally.count += 1
-        tally.total = total.to_bytes(total.bit_length() + 7 >> 3, "big")
+            tally.count += 1
+            tally.total += contribution
 
     def remove(self, episode_type: str, record_bytes: int, order: int, contribution: int) -> None:
         """Count one episode less, with what was added for it.
@@ -81,33 +85,67 @@ class Head(Struct, array_like=True):
         left = self.types.pop(episode_type, 0) - 1
         if left > 0:
             self.types[episode_type] = left
-        for tally in self.tallies:
-            if tally.order == order:
-                tally.count -= 1
-                total = max(0, int.from_bytes(tally.total, "big") - contribution)
-                tally.total = total.to_bytes(total.bit_length() + 7 >> 3, "big")
-                if tally.count <= 0:
-                    self.tallies.remove(tally)
-                return
+        tally = self.tallies.pop(order, None)
+        if tally is not None and tally.count > 1:
+            self.tallies[order] = Tally(tally.count - 1, max(0, tally.total - contribution))
+
+    def copy(self) -> Head:
+        """The same figures, to keep while this head is changed."""
+        return self.decode(b"", self.encode(b""))
 
     def encode(self, key: bytes) -> bytes:
         """The framed bytes to store under ``key``."""
-        payload = _encode(self)
-        return payload + crc32(payload, crc32(key)).to_bytes(4, "big")
+        fields = _Fields(
+            self.generation,
+            self.sequence,
+            self.trimmed,
+            self.transaction_us,
+            self.newest_id,
+            self.record_bytes,
+            self.types,
+            # MessagePack knows no integers above 64 bits.
+            [
+                (order, tally.count, tally.total.to_bytes(tally.total.bit_length() + 7 >> 3, "big"))
+                for order, tally in self.tallies.items()
+            ],
+        )
+        return frame(key, _encode(fields))
 
     @classmethod
     def decode(cls, key: bytes, value: bytes) -> Head:
         """The head stored under ``key``, or CorruptRecordError."""
         try:
-            return _decoder.decode(unframe(key, value))
+            fields = _decoder.decode(unframe(key, value))
         except msgspec.DecodeError as error:
             raise CorruptRecordError(f"head {key.hex()} cannot be read: {error}") from error
+        head = cls.__new__(cls)
+        head.generation = fields.generation
+        head.sequence = fields.sequence
+        head.trimmed = fields.trimmed
+        head.transaction_us = fields.transaction_us
+        head.newest_id = fields.newest_id
+        head.record_bytes = fields.record_bytes
+        head.types = fields.types
+        head.tallies = {order: Tally(count, int.from_bytes(total, "big")) for order, count, total in fields.tallies}
+        return head
 
     def counts(self) -> tuple[dict[str, int], int, dict[int, tuple[int, int]]]:
         """What a recount of the episodes must give again."""
-        tallies = {tally.order: (tally.count, int.from_bytes(tally.total, "big")) for tally in self.tallies}
-        return self.types, self.record_bytes, tallies
+        return self.types, self.record_bytes, {o: (tally.count, tally.total) for o, tally in self.tallies.items()}
+
+
+class _Fields(Struct, array_like=True):
+    """A head as it is stored: fields by position, only ever appended."""
+
+    generation: int
+    sequence: int
+    trimmed: int
+    transaction_us: int
+    newest_id: bytes
+    record_bytes: int
+    types: dict[str, int]
+    tallies: list[tuple[int, int, bytes]]
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decoder = msgspec.msgpack.Decoder(Head)
+_decoder = msgspec.msgpack.Decoder(_Fields)

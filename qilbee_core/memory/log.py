@@ -12,6 +12,7 @@ by some stores, and :func:`read_head` moves it on.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
@@ -44,12 +45,12 @@ class Change(NamedTuple):
     ids: list[bytes]
 
 
-_KIND_BYTES = {kind: bytes((kind,)) for kind in ChangeKind}
+_START = struct.Struct(">BQ")
 
 
 def change_payload(kind: ChangeKind, transaction_us: int, ids: Iterable[bytes]) -> bytes:
     """The bytes of an entry, to be framed."""
-    return _KIND_BYTES[kind] + transaction_us.to_bytes(8, "big") + b"".join(ids)
+    return _START.pack(kind, transaction_us) + b"".join(ids)
 
 
 def parse_change(key: bytes, value: bytes) -> Change:

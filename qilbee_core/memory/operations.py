@@ -110,12 +110,7 @@ class Operations:
             check_text(idempotency_key, "idempotency_key", IDEMPOTENCY_KEY_BYTES_MAX)
             digest = digest_of_key(idempotency_key)
         stored: list[Episode] = []
-
-        def plan(head: Head, operations: list[Operation]) -> tuple[list[str], Touched]:
-            stored.clear()
-            return self._plan_store(head, operations, episodes, digest, stored)
-
-        answer = self._context.commit(self._agent, ChangeKind.STORE, plan)
+        answer = self._context.commit(self._agent, ChangeKind.STORE, self._plan_store, episodes, digest, stored)
         if self._observe is not None and stored:
             self._observe(agent_id, stored)
         return answer
@@ -134,6 +129,7 @@ class Operations:
         touched: Touched = {}
         ids: list[str] = []
         batch_bytes = 0
+        stored.clear()
         for episode in episodes:
             if digest and (known := self._stored_under(digest, episode)) is not None:
                 ids.append(format_id(known))
@@ -155,8 +151,7 @@ class Operations:
             order = orders[MEMORY_TYPE_NUMBERS[episode.memory_type]]
             place = vitality(order, episode.relevance, transaction_us)
             head.add(episode_type, len(key) + len(value), order.number, contribution(order, place))
-            operations.append(Put(key, value))
-            operations.append(Put(keys.vitality(order.number, place, id_bytes), b""))
+            operations += (Put(key, value), Put(keys.vitality(order.number, place, id_bytes), b""))
             if digest:
                 mark = keys.idempotency_key(digest)
                 operations.append(Put(mark, frame(mark, id_bytes)))
@@ -377,8 +372,8 @@ class Operations:
         now = now_us()
         orders = {order.number: order for order in self._context.orders}
         total = sum(
-            average(orders[tally.order], int.from_bytes(tally.total, "big"), tally.count, now) * tally.count
-            for tally in head.tallies
+            average(orders[number], tally.total, tally.count, now) * tally.count
+            for number, tally in head.tallies.items()
         )
         oldest, newest = (
             next((datetime_of_us(event_us_of(key[-16:])) for key, _ in self._end(reverse=reverse)), None)

@@ -37,7 +37,6 @@ _STRENGTH_BITS = 62
 _SUM_BITS = 64
 _LOG_BITS = 32
 _MANTISSA_BITS = 52  # of a float in [1, 2): such a float times 2**52 is an integer
-_LN2_256TH = 0.0027076061740622863
 
 
 class Order(Struct, frozen=True):
@@ -68,14 +67,15 @@ def vitality(order: Order, strength: float, reinforced_us: int) -> int:
 
 def contribution(order: Order, vitality: int) -> int:
     """What an episode adds to the sum of its order: a non-negative integer, in units of 2**-64."""
-    if order.half_life_us is None:
+    half_life_us = order.half_life_us
+    if half_life_us is None:
         return vitality << _SUM_BITS - _STRENGTH_BITS
     # 2**(steps / 256), by a table for the whole steps and a Taylor polynomial for the rest, to about 1e-12.
-    steps = (vitality - order.epoch_us) / order.half_life_us * 256.0
+    steps = (vitality - order.epoch_us) / half_life_us * 256.0
     whole = int(steps) if steps >= 0.0 else int(steps) - 1
-    z = (steps - whole) * _LN2_256TH
+    z = (steps - whole) * 0.0027076061740622863  # ln(2) / 256
     scaled = int(_POWERS[whole & 255] * (1.0 + z * (1.0 + z * (0.5 + z * 0.16666666666666666))))
-    shift = (whole >> 8) + _SUM_BITS - _MANTISSA_BITS
+    shift = (whole >> 8) + 12  # _SUM_BITS - _MANTISSA_BITS
     return scaled << shift if shift >= 0 else scaled >> -shift
 
 

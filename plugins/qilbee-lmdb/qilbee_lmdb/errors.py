@@ -46,7 +46,7 @@ def of_lmdb(error: lmdb.Error, path: Path, *, writing_bytes: int = 0) -> QilbeeE
             return CorruptRecordError(message, remedy="restore the store from a copy")
         case lmdb.MemoryError():
             return StorageError(
-                f"{path} cannot be mapped into memory: {error}",
+                f"{path} cannot be mapped into memory ({error.reason})",
                 remedy="allow the process more address space (ulimit -v), or set map_bytes lower in [storage.engine]",
             )
     if _is_full(error, path.parent, writing_bytes):
