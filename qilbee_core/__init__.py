@@ -4,6 +4,7 @@ from qilbee_core.aio import AsyncStore, aopen_store
 from qilbee_core.batch import Delete, DeleteRange, Expect, Operation, Put, WriteBatch
 from qilbee_core.config import PluginSettings, Settings, StorageSettings
 from qilbee_core.directory import DirectoryLock, fsync_directory
+from qilbee_core.durability import DurabilityStatus
 from qilbee_core.episode import JSON, Episode, JSONObject, MemoryType, Plan
 from qilbee_core.errors import (
     AuthenticationError,
@@ -73,6 +74,7 @@ __all__ = [
     "DeleteRange",
     "DirectoryLock",
     "Document",
+    "DurabilityStatus",
     "Embedder",
     "Episode",
     "Expect",

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from qilbee_core.config import Settings
-from qilbee_core.durability import DurabilityLevel
+from qilbee_core.durability import DurabilityStatus
 from qilbee_core.episode import JSON
 from qilbee_core.memory.aio import AsyncAgentMemory
 from qilbee_core.memory.repair import RepairReport
@@ -69,8 +69,8 @@ class AsyncStore:
         """Figures of the store and its engine."""
         return await self._in_pool(self._store.stats)
 
-    def durability(self) -> DurabilityLevel:
-        """The level in force."""
+    def durability(self) -> DurabilityStatus:
+        """The level in force, and how old the oldest unsynced write is."""
         return self._store.durability()
 
     async def verify(self) -> VerifyReport:

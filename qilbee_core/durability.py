@@ -28,14 +28,23 @@ from contextlib import suppress
 from functools import partial
 from typing import Literal, Never
 
+from msgspec import Struct
+
 from qilbee_core.errors import OutcomeUnknownError, StorageError, StoreClosedError
 from qilbee_core.interfaces import StorageBackend
 
-__all__ = ["Durability", "DurabilityLevel"]
+__all__ = ["Durability", "DurabilityLevel", "DurabilityStatus"]
 
 log = logging.getLogger(__name__)
 
 DurabilityLevel = Literal["sync", "interval", "async", "none"]
+
+
+class DurabilityStatus(Struct, frozen=True, kw_only=True):
+    """The level in force, and the age of the oldest write that may not survive a power cut yet (0: none)."""
+
+    level: DurabilityLevel
+    unsynced_age_ms: float
 
 
 class Durability:
@@ -113,10 +122,11 @@ class Durability:
         else:
             self._sync()
 
-    def unsynced_age_ms(self) -> float:
-        """Age of the oldest write that may not survive a power cut yet."""
+    def status(self) -> DurabilityStatus:
+        """What can be said of it now."""
         since_s = self._unsynced_since_s
-        return 0.0 if since_s is None else (time.monotonic() - since_s) * 1000
+        age_ms = 0.0 if since_s is None else (time.monotonic() - since_s) * 1000
+        return DurabilityStatus(level=self.level, unsynced_age_ms=age_ms)
 
     def close(self) -> None:
         """Stop the background thread, then make everything durable. Idempotent."""
@@ -166,7 +176,8 @@ class Durability:
                 self._lead_elsewhere()
             self._condition.notify_all()
         for _, callback in done:
-            callback()
+            with suppress(RuntimeError):  # the event loop of a cancelled task may be closed
+                callback()
 
     def _sync(self) -> None:
         # Taken down before the sync, not after: a write during it must count as unsynced.

@@ -18,7 +18,7 @@ from msgspec import Struct
 from qilbee_core.catalog import LAYOUT_VERSION, Catalog
 from qilbee_core.config import Settings
 from qilbee_core.directory import fsync_directory
-from qilbee_core.durability import Durability, DurabilityLevel
+from qilbee_core.durability import Durability, DurabilityStatus
 from qilbee_core.episode import JSON
 from qilbee_core.errors import (
     FormatVersionError,
@@ -130,8 +130,7 @@ class Store:
         return {
             "backend": self._backend.name,
             "store_id": self._context.catalog.header.store_id,
-            "durability": self._durability.level,
-            "unsynced_age_ms": self._durability.unsynced_age_ms(),
+            "durability": msgspec.structs.asdict(self._durability.status()),
             "recent_cache": {
                 "bytes": tails.bytes,
                 "bytes_max": tails.bytes_max,
@@ -141,9 +140,9 @@ class Store:
             "engine": self._backend.stats() if isinstance(self._backend, SupportsStats) else {},
         }
 
-    def durability(self) -> DurabilityLevel:
-        """The level in force."""
-        return self._durability.level
+    def durability(self) -> DurabilityStatus:
+        """The level in force, and how old the oldest write is that may not survive a power cut yet."""
+        return self._durability.status()
 
     def verify(self) -> VerifyReport:
         """Walk everything and compare it with everything else; changes nothing.
@@ -171,6 +170,7 @@ class Store:
             self._durability.close()
         finally:
             self._backend.close()
+            self._context.tails.close()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -11,6 +11,7 @@ import random
 import threading
 import time
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TypeVar, TypeVarTuple
 
@@ -21,7 +22,7 @@ from qilbee_core.envelope import frame
 from qilbee_core.episode import MEMORY_TYPES
 from qilbee_core.errors import ConflictError, StorageError
 from qilbee_core.interfaces import SingleProcess, StorageBackend
-from qilbee_core.keys import AgentKeys
+from qilbee_core.keys import AgentKeys, encode_agent_id
 from qilbee_core.memory.head import Head
 from qilbee_core.memory.log import ChangeKind, change_payload, read_head
 from qilbee_core.memory.relevance import Order
@@ -44,6 +45,8 @@ _STORES_AHEAD_MAX = 64
 _STORE_IDS_AHEAD_MAX = 16
 """How far the log may run ahead of the stored head: what an open after a crash has to read again."""
 
+_AGENTS_KEPT = 1024
+"""Agents whose heads stay in RAM after their last AgentMemory is gone."""
 _ATTEMPTS_MAX = 64
 _BACKOFF_S_MAX = 0.05
 
@@ -86,30 +89,39 @@ class Context:
         self.single_process = isinstance(backend, SingleProcess)
         self.orders = _orders_in_force(catalog)
         """The order of each memory type, by its position in MEMORY_TYPES."""
+        # One object for each agent, for as long as anybody holds it; the ones used last are held here.
         self._agents: weakref.WeakValueDictionary[str, Agent] = weakref.WeakValueDictionary()
+        self._kept: OrderedDict[str, Agent] = OrderedDict()
         self._agents_lock = threading.Lock()
         _contexts.add(self)
 
     def agent(self, agent_id: str) -> Agent:
-        """The one :class:`Agent` of that id in this process."""
-        agent = self._agents.get(agent_id)
-        if agent is None:
-            agent = Agent(agent_id)
-            with self._agents_lock:
-                agent = self._agents.setdefault(agent_id, agent)
+        """The one :class:`Agent` of that id in this process; InvalidError where the id is not allowed."""
+        # Under its NFC form: ids that are equal there have the same keys, and must have the same head.
+        agent_id = encode_agent_id(agent_id).decode()
+        with self._agents_lock:
+            agent = self._agents.get(agent_id)
+            if agent is None:
+                agent = self._agents[agent_id] = Agent(agent_id)
+            self._kept[agent_id] = agent
+            self._kept.move_to_end(agent_id)
+            if len(self._kept) > _AGENTS_KEPT:
+                _, oldest = self._kept.popitem(last=False)
+                self.tails.clear(oldest.tail)
         return agent
 
     def agents_in_use(self) -> list[Agent]:
-        """Those that somebody holds."""
+        """Those that somebody holds, or used lately."""
         with self._agents_lock:
             return list(self._agents.values())
 
     def head(self, agent: Agent) -> Head | None:
         """A copy of the agent's head now; None where it has stored nothing."""
         with agent.lock:
-            if agent.head is None:
-                return self._read_head(agent)[0]
-            return agent.head.copy() if agent.head.sequence else None
+            if agent.head is not None:
+                return agent.head.copy() if agent.head.sequence else None
+            value = self.backend.get(agent.keys.head)
+            return None if value is None else self._moved_on(agent, value)
 
     def commit(
         self,
@@ -159,6 +171,8 @@ class Context:
                     raise
                 try:
                     self.backend.write(WriteBatch(operations, expects))
+                    if agent.tail.warm:
+                        self._show(agent.tail, touched)
                     break
                 except ConflictError:
                     # Another process was quicker: plan again.
@@ -168,34 +182,33 @@ class Context:
                     raise
             else:
                 raise self._too_many_writers(agent)
-            if agent.tail.warm:
-                for id_bytes, record in touched.items():
-                    if record is None:
-                        self.tails.remove(agent.tail, id_bytes)
-                    else:
-                        self.tails.put(agent.tail, id_bytes, record)
         return value, self.durability.wrote()
+
+    def _show(self, tail: Tail, touched: Touched) -> None:
+        for id_bytes, record in touched.items():
+            if record is None:
+                self.tails.remove(tail, id_bytes)
+            else:
+                self.tails.put(tail, id_bytes, record)
 
     def _load(self, agent: Agent) -> tuple[Head, Sequence[Expect]]:
         """The head to change, kept in RAM from now on, or else what to expect of it."""
-        head, value = self._read_head(agent)
+        value = self.backend.get(agent.keys.head)
+        head = None if value is None else self._moved_on(agent, value)
         if not self.single_process:
             return head or Head(), (Expect(agent.keys.head, value),)
-        if head is None:
+        if head is None or value is None:
             # Nobody else can store: the tail of an agent without episodes is known to be empty.
             agent.head = Head()
             agent.stored_sequence = _NEVER
             self.tails.fill(agent.tail, [], whole=True)
         else:
             agent.head = head
-            agent.stored_sequence = head.sequence
+            agent.stored_sequence = Head.decode(agent.keys.head, value).sequence
         return agent.head, ()
 
-    def _read_head(self, agent: Agent) -> tuple[Head | None, bytes | None]:
-        value = self.backend.get(agent.keys.head)
-        if value is None:
-            return None, None
-        return read_head(self.backend, agent.keys, value, self.records, self.orders), value
+    def _moved_on(self, agent: Agent, value: bytes) -> Head:
+        return read_head(self.backend, agent.keys, value, self.records, self.orders)
 
     def clear(self, agent: Agent, ranges: Sequence[DeleteRange]) -> tuple[ClearReceipt, int]:
         """Remove the head and ``ranges`` in one batch. The next head has another generation."""
@@ -203,9 +216,10 @@ class Context:
             self.durability.refuse()
         with agent.lock:
             for _ in range(_ATTEMPTS_MAX):
-                head, value = self._read_head(agent)
-                if head is None:
+                value = self.backend.get(agent.keys.head)
+                if value is None:
                     return ClearReceipt(episodes=0, bytes=0), self.durability.last_ticket
+                head = self._moved_on(agent, value)
                 self.forget(agent)
                 batch = WriteBatch([*ranges, Delete(agent.keys.head)], [Expect(agent.keys.head, value)])
                 try:
@@ -245,8 +259,10 @@ class Context:
     def restart_locks(self) -> None:
         """In a forked child: locks that the parent's other threads held would never be released."""
         self._agents_lock = threading.Lock()
+        self.tails = Tails(0)
         for agent in self._agents.values():
             agent.lock = threading.Lock()
+            agent.tail = Tail()
 
 
 def trim(keys: AgentKeys, head: Head, sequence: int) -> DeleteRange:

@@ -26,7 +26,7 @@ from qilbee_core.ids import (
     us_of_datetime,
 )
 from qilbee_core.interfaces import SupportsErase
-from qilbee_core.keys import Space
+from qilbee_core.keys import Space, encode_agent_id
 from qilbee_core.limits import (
     BATCH_BYTES_MAX,
     BATCH_EPISODES_MAX,
@@ -100,7 +100,7 @@ class Operations:
         agent_id = self.agent_id
         for episode in episodes:
             check_episode(episode)
-            if episode.agent_id != agent_id:
+            if episode.agent_id != agent_id and encode_agent_id(episode.agent_id).decode() != agent_id:
                 raise InvalidError(
                     f"the episode belongs to agent {episode.agent_id!r}, this memory to {agent_id!r}",
                     remedy=f"store it in agent_memory({episode.agent_id!r})",

@@ -108,6 +108,13 @@ class Tails:
             self._grow(tail, sum(len(value) + _OVERHEAD_BYTES for _, value in kept))
             self._make_room(tail)
 
+    def close(self) -> None:
+        """Know of nothing from now on: answers must come from the engine, which is closed."""
+        with self._lock:
+            self.bytes_max = -1
+            while self._by_use:
+                self._clear(next(iter(self._by_use)))
+
     def clear(self, tail: Tail) -> None:
         """Know of nothing."""
         with self._lock:
@@ -139,6 +146,6 @@ class Tails:
 
     def _make_room(self, tail: Tail) -> None:
         self._use(tail)
-        while self.bytes > self.bytes_max:
+        while self.bytes > self.bytes_max and self._by_use:
             # The last to go is this tail itself, where it alone is too large.
             self._clear(next(iter(self._by_use)))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from qilbee_core import BackendOptions, Delete, Put, StorageBackend, WriteBatch
+from qilbee_core import BackendOptions, StorageBackend
 from qilbee_core.backends.ephemeral import EphemeralBackend
 from qilbee_core.testing import BackendContract
 

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from qilbee_core import BackendOptions, Delete, Put, StorageBackend, WriteBatch
+from qilbee_core import BackendOptions, StorageBackend
 from qilbee_core.backends.leveldb import LevelDBBackend
 from qilbee_core.testing import PersistentBackendContract
 

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import random
-import resource
-import signal
 import subprocess
 import sys
 import textwrap
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from rocksdict import DBRecoveryMode, Options, Rdict
+from rocksdict import Options, Rdict
 
-from qilbee_core.backends import rocksdb
-from qilbee_core.backends._rocksdb_errors import reraise
 from qilbee_core.backends.rocksdb import RocksDBBackend
-from qilbee_core.batch import Delete, DeleteRange, Expect, Put, WriteBatch
+from qilbee_core.batch import DeleteRange, Expect, Put, WriteBatch
 from qilbee_core.errors import (
     ConflictError,
     CorruptRecordError,
     InvalidError,
-    OutcomeUnknownError,
     SettingsError,
-    StorageError,
-    StorageFullError,
-    StoreClosedError,
-    StoreLockedError,
 )
 from qilbee_core.interfaces import (
     JSON,
