@@ -73,8 +73,11 @@ def seal(key: bytes, envelope: Envelope) -> bytes:
     return frame(key, header(envelope) + envelope.body)
 
 
-def unseal(key: bytes, value: bytes) -> Envelope:
-    """What :func:`seal` was given, or CorruptRecordError; the raw size is within bounds."""
+def unseal(key: bytes, value: bytes) -> tuple[int, int, int, int, bytes]:
+    """The fields of the :class:`Envelope` that :func:`seal` was given, or CorruptRecordError.
+
+    The raw size is within bounds.
+    """
     version = value[0] if value else 0
     if version > ENVELOPE_VERSION:
         # Only a whole record may say so: a flipped bit must not read as a newer release.
@@ -83,14 +86,18 @@ def unseal(key: bytes, value: bytes) -> Envelope:
     if len(value) < 9 or crc32(value[:-4], crc32(key)) != int.from_bytes(value[-4:], "big"):
         raise CorruptRecordError(f"record {key.hex()} does not match its checksum")
     try:
-        dictionary_id, at = _read_varint(value, 2)
-        serializer_tag = value[at]
-        raw_bytes, at = _read_varint(value, at + 1)
+        if (dictionary_id := value[2]) < 0x80 <= value[4] and value[5] < 0x80:
+            # The usual case, spelt out: no or a first dictionary, and 128 to 16,383 bytes.
+            serializer_tag, raw_bytes, at = value[3], value[4] & 0x7F | value[5] << 7, 6
+        else:
+            dictionary_id, at = _read_varint(value, 2)
+            serializer_tag = value[at]
+            raw_bytes, at = _read_varint(value, at + 1)
     except IndexError:
         raise CorruptRecordError(f"record {key.hex()} ends within its header") from None
     if raw_bytes > RECORD_BYTES_MAX or version != ENVELOPE_VERSION:
         raise CorruptRecordError(f"record {key.hex()} claims version {version} and {raw_bytes} bytes")
-    return Envelope(value[1], dictionary_id, serializer_tag, raw_bytes, value[at:-4])
+    return value[1], dictionary_id, serializer_tag, raw_bytes, value[at:-4]
 
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:

@@ -30,7 +30,7 @@ def of_disk(error: OSError, path: Path) -> StorageError:
     return kind(f"{path}: {error.strerror}")
 
 
-def of_lmdb(error: lmdb.Error, path: Path, *, writing_bytes: int = 0) -> QilbeeError:
+def of_lmdb(error: lmdb.Error, path: Path, *, writing_bytes: int | None = None) -> QilbeeError:
     """``error``, met while reading the file ``path`` or writing that much to it, as one of ours."""
     message = f"{path}: {error}"
     match error:
@@ -54,10 +54,10 @@ def of_lmdb(error: lmdb.Error, path: Path, *, writing_bytes: int = 0) -> QilbeeE
     return StorageError(message)
 
 
-def _is_full(error: lmdb.Error, directory: Path, writing_bytes: int) -> bool:
+def _is_full(error: lmdb.Error, directory: Path, writing_bytes: int | None) -> bool:
     """Whether ``error`` says that there is no space left."""
     number = getattr(error, "code", 0)
-    if number == errno.EIO and writing_bytes:
+    if number == errno.EIO and writing_bytes is not None:
         # What LMDB also says where the disk is full halfway through a commit. So ask the file system.
         try:
             with tempfile.TemporaryFile(dir=directory) as probe:

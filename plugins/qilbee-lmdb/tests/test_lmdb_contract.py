@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qilbee_core import BackendOptions, StorageBackend
+from qilbee_core.testing import PersistentBackendContract
 from qilbee_lmdb.backend import LmdbBackend
 
-from qilbee_core import BackendOptions, Put, StorageBackend, WriteBatch
-from qilbee_core.testing import PersistentBackendContract
 
-
-class LmdbContract(PersistentBackendContract):
-    def test_any_bytes_are_a_key(self, backend: StorageBackend) -> None:
-        """The kit goes up to 4096 bytes, LMDB to 510; what a longer key gets is tested in test_lmdb.py."""
-        keys = [bytes([byte]) * size for byte in range(256) for size in (1, 2, 300, 510)]
-        backend.write(WriteBatch([Put(key, b"of " + key) for key in keys]))
-        assert [backend.get(key) for key in keys] == [b"of " + key for key in keys]
-        assert [key for key, _ in backend.scan()] == sorted(keys)
-
-
-class TestLmdb(LmdbContract):
+class TestLmdb(PersistentBackendContract):
     def open_backend(self, path: Path) -> StorageBackend:
         return LmdbBackend(BackendOptions(path=path))
 
 
-class TestLmdbThatOutgrowsItsMap(LmdbContract):
+class TestLmdbThatOutgrowsItsMap(PersistentBackendContract):
     """The same with a map of the smallest size, which every larger test outgrows in the middle."""
 
     state_machine_examples = 5

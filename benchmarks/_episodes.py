@@ -1,0 +1,131 @@
+"""Episodes to measure with, made of the sample conversations that the package ships, and the raw database beside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+
+import msgspec
+from rocksdict import Rdict
+from rocksdict import WriteBatch as RawBatch
+
+import qilbee_core
+from qilbee_core import BackendOptions, Delete, Episode, JSONObject, Operation, Put, Store, WriteBatch, open_store
+from qilbee_core.backends._rocksdb_options import EngineSettings, rocksdb_options, write_options
+
+__all__ = [
+    "RECORD_BYTES",
+    "Given",
+    "captured",
+    "conversations",
+    "fresh_store",
+    "given",
+    "made",
+    "raw_batch",
+    "raw_database",
+]
+
+RECORD_BYTES = (500, 250)
+"""Sizes of the sealed records that are measured, about."""
+
+# What a record takes beside the two texts: envelope, names of fields, type, transaction time, metadata.
+_BESIDE_BYTES = 120
+
+
+class Given(msgspec.Struct):
+    """What a caller has in hand before it makes an episode."""
+
+    user_input: str
+    agent_response: str
+    metadata: JSONObject
+
+
+def _sentences() -> list[str]:
+    """What was said in the sample conversations, by both sides."""
+    lines = (Path(qilbee_core.__file__).parent / "samples" / "conversations.jsonl").read_bytes().splitlines()
+    turns = [msgspec.json.decode(line) for line in lines]
+    return [text for turn in turns for text in (turn["user_input"], turn["agent_response"])]
+
+
+def conversations(record_bytes: int, *, seed: int = 1) -> Iterator[Given]:
+    """Exchanges without end that make records of about ``record_bytes``, in sessions of ten."""
+    random = Random(seed)
+    sentences = _sentences()
+    side_bytes = (record_bytes - _BESIDE_BYTES) // 2
+
+    def said(characters: int) -> str:
+        text = random.choice(sentences)
+        while len(text) < characters:
+            text = f"{text} {random.choice(sentences)}"
+        return text[:characters]
+
+    for number in count():
+        length = random.randint(side_bytes // 2, side_bytes * 3 // 2)
+        session = f"session-{number // 10:06d}"
+        user = f"user-{number // 10 % 97:04d}"
+        yield Given(said(length), said(2 * side_bytes - length), {"session_id": session, "user": user})
+
+
+def given(record_bytes: int, number: int) -> list[Given]:
+    """The first ``number`` exchanges."""
+    source = conversations(record_bytes)
+    return [next(source) for _ in range(number)]
+
+
+def made(agent_id: str, exchanges: list[Given]) -> list[Episode]:
+    """Episodes of them, with ids of now."""
+    return [
+        Episode.conversation(agent_id, each.user_input, each.agent_response, metadata=each.metadata)
+        for each in exchanges
+    ]
+
+
+@contextmanager
+def fresh_store(**overrides: object) -> Iterator[Store]:
+    """A new store on disk with default settings but for ``overrides``, gone afterwards."""
+    with TemporaryDirectory(prefix="qilbee-bench-") as directory, open_store(directory, **overrides) as store:
+        yield store
+
+
+def captured(store: Store) -> list[WriteBatch]:
+    """A list that every batch the store writes from now on is added to."""
+    batches: list[WriteBatch] = []
+    write = store._backend.write
+
+    def write_and_keep(batch: WriteBatch) -> None:
+        batches.append(batch)
+        write(batch)
+
+    store._backend.write = write_and_keep  # type: ignore[method-assign]
+    return batches
+
+
+@contextmanager
+def raw_database() -> Iterator[Rdict]:
+    """A new database with the very options of our backend, without our backend: log on, no sync."""
+    with TemporaryDirectory(prefix="qilbee-bench-raw-") as directory:
+        options = BackendOptions(path=Path(directory), compression="lz4")
+        engine = rocksdb_options(options, EngineSettings())
+        database = Rdict(f"{directory}/db", engine, column_families={"default": engine})
+        try:
+            database.set_write_options(write_options(options))
+            yield database
+        finally:
+            database.close()
+
+
+def raw_batch(operations: list[Operation]) -> RawBatch:
+    """The same operations for rocksdict alone."""
+    raw = RawBatch(raw_mode=True)
+    for operation in operations:
+        if isinstance(operation, Put):
+            raw.put(operation.key, operation.value)
+        elif isinstance(operation, Delete):
+            raw.delete(operation.key)
+        else:
+            raw.delete_range(operation.start, operation.stop)
+    return raw

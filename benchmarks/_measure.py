@@ -1,0 +1,142 @@
+"""Measuring side by side on a machine that others use too: interleaved rounds, medians, ratios.
+
+An *arm* is one of the things compared. In each round every arm sets itself up anew, then the arms take turns at
+short slices of work, so that whatever else the machine does meanwhile meets them all. Absolute times of one run
+say little; ratios within it are what to read.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["Arm", "Samples", "Target", "Timing", "comparison", "console", "interleave", "machine", "ratio_cells", "timed", "verdict"]
+
+console = Console(width=160)
+
+
+class Timing(NamedTuple):
+    """What ``operations`` took: by the clock, and of the calling thread's CPU."""
+
+    wall_s: float
+    cpu_s: float
+    operations: int
+
+
+Arm = Callable[[], Iterator[Timing]]
+"""Sets up, then gives the timing of one slice of work after another, then tidies up."""
+
+
+class Samples(NamedTuple):
+    """Of one arm: microseconds per operation, one figure for each round."""
+
+    wall_us: list[float]
+    cpu_us: list[float]
+
+
+class Target(NamedTuple):
+    """An arm that should take at most ``most`` times what ``floor`` takes."""
+
+    arm: str
+    floor: str
+    most: float
+
+
+def timed(work: Callable[[], object], operations: int) -> Timing:
+    """What one call of ``work`` takes. The garbage collector is left as it is, for every arm alike."""
+    cpu_s = time.thread_time()
+    wall_s = time.perf_counter()
+    work()
+    wall_s = time.perf_counter() - wall_s
+    return Timing(wall_s, time.thread_time() - cpu_s, operations)
+
+
+def interleave(arms: Mapping[str, Arm], rounds: int) -> dict[str, Samples]:
+    """Run all arms ``rounds`` times, slice by slice in turn. Every arm must have as many slices as the others."""
+    samples = {name: Samples([], []) for name in arms}
+    for number in range(rounds):
+        running = {name: arm() for name, arm in arms.items()}
+        slices: dict[str, list[Timing]] = {name: [] for name in arms}
+        names = list(arms)
+        try:
+            while names:
+                # Whoever goes first finds the caches as its setup left them: take turns at that too.
+                for name in names if number % 2 == 0 else names[::-1]:
+                    timing = next(running[name], None)
+                    if timing is None:
+                        names = [each for each in names if each != name]
+                    else:
+                        slices[name].append(timing)
+        finally:
+            for arm in running.values():
+                close = getattr(arm, "close", None)
+                if close is not None:
+                    close()
+        if len({len(each) for each in slices.values()}) != 1:
+            raise AssertionError(f"arms with different numbers of slices: {[len(each) for each in slices.values()]}")
+        for name, timings in slices.items():
+            operations = sum(timing.operations for timing in timings)
+            samples[name].wall_us.append(1e6 * sum(timing.wall_s for timing in timings) / operations)
+            samples[name].cpu_us.append(1e6 * sum(timing.cpu_s for timing in timings) / operations)
+        console.print(f"[dim]round {number + 1} of {rounds}[/]", end="\r")
+    return samples
+
+
+def verdict(figures: float | list[float], most: float | None) -> str:
+    """``reached`` where every figure is at most ``most``."""
+    if most is None:
+        return ""
+    reached = max(figures if isinstance(figures, list) else [figures]) <= most
+    return "[green]reached[/]" if reached else "[red]missed[/]"
+
+
+def ratio_cells(samples: Mapping[str, Samples], arm: str, floor: str, most: float | None) -> list[str]:
+    """Cells: ratio of medians by wall and by CPU, spread of the wall ratio over the rounds, target, verdict."""
+    wall = median(samples[arm].wall_us) / median(samples[floor].wall_us)
+    cpu = median(samples[arm].cpu_us) / median(samples[floor].cpu_us)
+    each = [a / b for a, b in zip(samples[arm].wall_us, samples[floor].wall_us, strict=True)]
+    target = "" if most is None else f"<= {most:g}"
+    spread = f"{min(each):.2f} - {max(each):.2f}"
+    return [f"{wall:.2f}", f"{cpu:.2f}", spread, target, verdict([wall, cpu], most)]
+
+
+def comparison(title: str, samples: Mapping[str, Samples], targets: list[Target], *, unit: str = "us") -> None:
+    """Print the medians of all arms, and below them the ratios that ``targets`` ask for."""
+    table = Table(title=title, title_justify="left")
+    for heading in ("", f"{unit} wall", f"{unit} CPU"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for heading in ("ratio wall", "ratio CPU", "of rounds", "target", ""):
+        table.add_column(heading, justify="right")
+    for name, (wall_us, cpu_us) in samples.items():
+        table.add_row(name, f"{median(wall_us):.2f}", f"{median(cpu_us):.2f}")
+    table.add_section()
+    for arm, floor, most in targets:
+        table.add_row(f"{arm} / {floor}", "", "", *ratio_cells(samples, arm, floor, most))
+    console.print(table)
+
+
+def machine() -> str:
+    """One line about where and with what the figures were measured."""
+    packages = " ".join(f"{name} {version(name)}" for name in ("rocksdict", "msgspec", "plyvel", "lz4", "zstandard"))
+    load = " ".join(f"{each:.1f}" for each in os.getloadavg())
+    return (
+        f"{time.strftime('%Y-%m-%d %H:%M')} | {_cpu_model()}, {os.cpu_count()} cores, load {load} | "
+        f"{platform.system()} {platform.release()} | Python {platform.python_version()} {packages}"
+    )
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
