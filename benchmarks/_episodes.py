@@ -8,32 +8,34 @@ from itertools import count
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import msgspec
 from rocksdict import Rdict
 from rocksdict import WriteBatch as RawBatch
 
 import qilbee_core
-from qilbee_core import BackendOptions, Delete, Episode, JSONObject, Operation, Put, Store, WriteBatch, open_store
+from qilbee_core import BackendOptions, DeleteRange, Episode, JSONObject, Put, Store, WriteBatch, open_store
 from qilbee_core.backends._rocksdb_options import EngineSettings, rocksdb_options, write_options
+from qilbee_core.keys import Space
 
 __all__ = [
     "RECORD_BYTES",
     "Given",
-    "captured",
+    "RawWrite",
     "conversations",
     "fresh_store",
     "given",
     "made",
-    "raw_batch",
     "raw_database",
+    "recorded",
 ]
 
 RECORD_BYTES = (500, 250)
 """Sizes of the sealed records that are measured, about."""
 
 # What a record takes beside the two texts: envelope, names of fields, type, transaction time, metadata.
-_BESIDE_BYTES = 120
+_BESIDE_BYTES = 106
 
 
 class Given(msgspec.Struct):
@@ -91,17 +93,50 @@ def fresh_store(**overrides: object) -> Iterator[Store]:
         yield store
 
 
-def captured(store: Store) -> list[WriteBatch]:
-    """A list that every batch the store writes from now on is added to."""
+class RawWrite(NamedTuple):
+    """What one batch of ours consists of, for rocksdict alone."""
+
+    puts: list[tuple[bytes, bytes]]
+    ranges: list[tuple[bytes, bytes]]
+
+    @property
+    def record(self) -> tuple[bytes, bytes]:
+        """Key and sealed value of the episode, the first thing that a store writes."""
+        return self.puts[0]
+
+    def to(self, database: Rdict) -> None:
+        """Write it, with nothing around it that rocksdict does not ask for."""
+        raw = RawBatch(True)
+        put = raw.put
+        for key, value in self.puts:
+            put(key, value)
+        for start, stop in self.ranges:
+            raw.delete_range(start, stop)
+        database.write(raw)
+
+
+def recorded(agent_id: str, exchanges: list[Given]) -> list[RawWrite]:
+    """What the store hands to its engine for these exchanges, stored one after another in a new store."""
     batches: list[WriteBatch] = []
-    write = store._backend.write
+    with fresh_store() as store:
+        write = store._backend.write
 
-    def write_and_keep(batch: WriteBatch) -> None:
-        batches.append(batch)
-        write(batch)
+        def write_and_keep(batch: WriteBatch) -> None:
+            batches.append(batch)
+            write(batch)
 
-    store._backend.write = write_and_keep  # type: ignore[method-assign]
-    return batches
+        store._backend.write = write_and_keep  # type: ignore[method-assign]
+        memory = store.agent_memory(agent_id)
+        for episode in made(agent_id, exchanges):
+            memory.store_episode(episode)
+    writes = []
+    for batch in batches[: len(exchanges)]:  # without what closing writes
+        puts = [(each.key, each.value) for each in batch.operations if isinstance(each, Put)]
+        ranges = [(each.start, each.stop) for each in batch.operations if isinstance(each, DeleteRange)]
+        assert len(puts) + len(ranges) == len(batch.operations)
+        assert puts[0][0][0] == Space.EPISODE
+        writes.append(RawWrite(puts, ranges))
+    return writes
 
 
 @contextmanager
@@ -116,16 +151,3 @@ def raw_database() -> Iterator[Rdict]:
             yield database
         finally:
             database.close()
-
-
-def raw_batch(operations: list[Operation]) -> RawBatch:
-    """The same operations for rocksdict alone."""
-    raw = RawBatch(raw_mode=True)
-    for operation in operations:
-        if isinstance(operation, Put):
-            raw.put(operation.key, operation.value)
-        elif isinstance(operation, Delete):
-            raw.delete(operation.key)
-        else:
-            raw.delete_range(operation.start, operation.stop)
-    return raw

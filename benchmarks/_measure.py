@@ -19,7 +19,19 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Arm", "Samples", "Target", "Timing", "comparison", "console", "interleave", "machine", "ratio_cells", "timed", "verdict"]
+__all__ = [
+    "Arm",
+    "Samples",
+    "Target",
+    "Timing",
+    "comparison",
+    "console",
+    "interleave",
+    "machine",
+    "ratio_cells",
+    "timed",
+    "verdict",
+]
 
 console = Console(width=160)
 
@@ -48,7 +60,7 @@ class Target(NamedTuple):
 
     arm: str
     floor: str
-    most: float
+    most: float | None = None
 
 
 def timed(work: Callable[[], object], operations: int) -> Timing:

@@ -51,11 +51,11 @@ class Registry(Generic[T]):
             )
         return provider
 
-    def create(self, name: str, *arguments: object, distribution: str = "") -> T:
+    def create(self, name: str, *arguments: object, distribution: str = "", **settings: object) -> T:
         """What the provider called ``name`` makes; what it lacks is named with the command to install it."""
         provider = self.find(name, distribution=distribution)
         try:
-            return provider.create(*arguments)
+            return provider.create(*arguments, **settings)
         except ImportError as error:
             raise ProviderNotFoundError(
                 f"{self.kind} {name!r} needs {error.name or error}, which cannot be imported",
@@ -151,6 +151,14 @@ def _assemble(installed: Sequence[tuple[str, str, object]], extra: Sequence[obje
 
 
 def _register(manager: pluggy.PluginManager, plugin: object, name: str, distribution: str) -> None:
+    for hook in dir(plugin):
+        # pluggy passes over a function without the marker, and its author would wonder for hours.
+        function = getattr(plugin, hook)
+        if hook.startswith("qilbee_") and callable(function) and not hasattr(function, f"{PROJECT_NAME}_impl"):
+            raise PluginError(
+                f"{hook} of plugin {name!r} of {distribution} is not marked as a hook",
+                remedy="put @hookimpl of qilbee_core above it",
+            )
     try:
         manager.register(plugin, name)
     except (ValueError, pluggy.PluginValidationError) as error:

@@ -84,6 +84,19 @@ def test_a_misspelt_hook_is_named() -> None:
         load_plugins(extra=[plugin("qilbee_register_codec", lambda: ())])
 
 
+def test_a_hook_without_its_marker_is_named_instead_of_passed_over() -> None:
+    unmarked = type("Plugin", (), {"qilbee_register_codecs": staticmethod(lambda: [])})()
+    with pytest.raises(PluginError, match="qilbee_register_codecs of plugin .* is not marked as a hook.*hookimpl"):
+        load_plugins(extra=[unmarked])
+
+
+def test_settings_reach_what_a_provider_creates() -> None:
+    made = load_plugins(
+        extra=[plugin("qilbee_register_policies", lambda: [Provider("acme.keep", lambda **settings: settings)])]
+    ).policies.create("acme.keep", days=3)
+    assert made == {"days": 3}
+
+
 def test_a_hook_with_an_argument_that_no_hook_has_is_named() -> None:
     with pytest.raises(PluginError, match=r"qilbee_register_codecs(.|\n)*settings"):
         load_plugins(extra=[plugin("qilbee_register_codecs", lambda settings: [])])

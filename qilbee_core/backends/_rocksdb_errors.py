@@ -27,7 +27,7 @@ def reraise(error: Exception, *, writing: bool = False) -> NoReturn:
     text = str(error)
     if isinstance(error, DbClosedError) or "borrowed" in text or text.startswith("Shutdown in progress"):
         raise StoreClosedError("the store was closed meanwhile") from error
-    if isinstance(error, KeyError):
+    if isinstance(error, KeyError | ValueError) and "only support bytes" in text:
         raise InvalidError("keys and values must be of type bytes exactly") from error
     if type(error) is not Exception and not isinstance(error, OSError):
         raise error

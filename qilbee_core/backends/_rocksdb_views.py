@@ -19,7 +19,7 @@ from typing import cast
 from rocksdict import Rdict, RdictIter
 
 from qilbee_core.backends._rocksdb_errors import Gone, reraise
-from qilbee_core.errors import StorageError, StoreClosedError
+from qilbee_core.errors import QilbeeError, StorageError, StoreClosedError
 
 __all__ = ["SharedView", "View", "leak"]
 
@@ -66,9 +66,19 @@ class View:
                     self._iterator.prev()
                 else:
                     self._iterator.next()
-            self._iterator.status()  # a corrupt block ends an iteration just as the last row does
+            self._check()
         except Exception as error:
             reraise(error)
+
+    def _check(self) -> None:
+        """Raise if the iterator is at the end because of a damaged block, which otherwise looks just the same."""
+        try:
+            self._iterator.status()
+        except Exception:
+            # It would take the neighbours of that block for damaged too, until it has been elsewhere.
+            self._iterator.seek_to_first()
+            self._iterator.seek_to_last()
+            raise
 
     def _seek(self, start: bytes, stop: bytes | None, reverse: bool) -> None:
         if not reverse:
@@ -109,23 +119,37 @@ class SharedView(View):
         self._iterator.seek(key)
         if self._iterator.valid():
             return self._iterator.value() if self._iterator.key() == key else None
-        self._iterator.status()
+        self._check()
         return None
 
     def _chunks(self, start: bytes, stop: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         size = 4
         while True:
-            with self._lock:
-                chunk = list(islice(self.rows(start, stop, reverse), size))
+            chunk, error = self._chunk(start, stop, reverse, size)
             for row in chunk:
                 if self._iterator is _CLOSED:
                     self._iterator.valid()
                 yield row
+            if error is not None:
+                raise error
             if len(chunk) < size:
                 return
             last = chunk[-1][0]
             start, stop = (start, last) if reverse else (last + b"\0", stop)
             size = min(2 * size, _CHUNK_ROWS_MAX)
+
+    def _chunk(
+        self, start: bytes, stop: bytes | None, reverse: bool, size: int
+    ) -> tuple[list[tuple[bytes, bytes]], QilbeeError | None]:
+        """The first rows of the range, and the error that came after them."""
+        chunk: list[tuple[bytes, bytes]] = []
+        with self._lock:
+            try:
+                for row in islice(self.rows(start, stop, reverse), size):
+                    chunk.append(row)  # noqa: PERF402
+            except QilbeeError as error:
+                return chunk, error
+        return chunk, None
 
 
 def leak(thing: object) -> None:

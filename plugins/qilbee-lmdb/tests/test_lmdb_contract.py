@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qilbee_lmdb.backend import LmdbBackend
+
 from qilbee_core import BackendOptions, StorageBackend
 from qilbee_core.testing import PersistentBackendContract
-from qilbee_lmdb.backend import LmdbBackend
 
 
 class TestLmdb(PersistentBackendContract):
