@@ -11,11 +11,11 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import msgspec
-from rocksdict import Rdict
+from rocksdict import BottommostLevelCompaction, CompactOptions, Rdict
 from rocksdict import WriteBatch as RawBatch
 
 import qilbee_core
-from qilbee_core import BackendOptions, DeleteRange, Episode, JSONObject, Put, Store, WriteBatch, open_store
+from qilbee_core import BackendOptions, DeleteRange, Episode, JSONObject, Put, Settings, Store, WriteBatch, open_store
 from qilbee_core.backends._rocksdb_options import EngineSettings, rocksdb_options, write_options
 from qilbee_core.keys import Space
 
@@ -23,6 +23,7 @@ __all__ = [
     "RECORD_BYTES",
     "Given",
     "RawWrite",
+    "compacted_bytes",
     "conversations",
     "fresh_store",
     "given",
@@ -89,8 +90,10 @@ def made(agent_id: str, exchanges: list[Given]) -> list[Episode]:
 @contextmanager
 def fresh_store(**overrides: object) -> Iterator[Store]:
     """A new store on disk with default settings but for ``overrides``, gone afterwards."""
-    with TemporaryDirectory(prefix="qilbee-bench-") as directory, open_store(directory, **overrides) as store:
-        yield store
+    with TemporaryDirectory(prefix="qilbee-bench-") as directory:
+        settings = Settings().with_storage({"data_path": directory, **overrides})
+        with open_store(settings) as store:
+            yield store
 
 
 class RawWrite(NamedTuple):
@@ -140,10 +143,10 @@ def recorded(agent_id: str, exchanges: list[Given]) -> list[RawWrite]:
 
 
 @contextmanager
-def raw_database() -> Iterator[Rdict]:
+def raw_database(compression: str = "lz4") -> Iterator[Rdict]:
     """A new database with the very options of our backend, without our backend: log on, no sync."""
     with TemporaryDirectory(prefix="qilbee-bench-raw-") as directory:
-        options = BackendOptions(path=Path(directory), compression="lz4")
+        options = BackendOptions(path=Path(directory), compression=compression)
         engine = rocksdb_options(options, EngineSettings())
         database = Rdict(f"{directory}/db", engine, column_families={"default": engine})
         try:
@@ -151,3 +154,14 @@ def raw_database() -> Iterator[Rdict]:
             yield database
         finally:
             database.close()
+
+
+def compacted_bytes(pairs: list[tuple[bytes, bytes]], compression: str) -> int:
+    """What such a database needs for ``pairs`` alone, all of them in its lowest level."""
+    with raw_database(compression) as database:
+        RawWrite(pairs, []).to(database)
+        database.flush()
+        forced = CompactOptions()
+        forced.set_bottommost_level_compaction(BottommostLevelCompaction.force())
+        database.compact_range(None, None, forced)
+        return sum(file["size"] for file in database.live_files())

@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, closing
 from importlib.metadata import version
+from operator import add
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -22,18 +24,18 @@ from rich.table import Table
 __all__ = [
     "Arm",
     "Samples",
+    "Slices",
     "Target",
     "Timing",
     "comparison",
     "console",
     "interleave",
     "machine",
-    "ratio_cells",
     "timed",
     "verdict",
 ]
 
-console = Console(width=160)
+console = Console(width=150, soft_wrap=True)
 
 
 class Timing(NamedTuple):
@@ -44,7 +46,8 @@ class Timing(NamedTuple):
     operations: int
 
 
-Arm = Callable[[], Iterator[Timing]]
+Slices = Generator[Timing, None, None]
+Arm = Callable[[], Slices]
 """Sets up, then gives the timing of one slice of work after another, then tidies up."""
 
 
@@ -76,49 +79,35 @@ def interleave(arms: Mapping[str, Arm], rounds: int) -> dict[str, Samples]:
     """Run all arms ``rounds`` times, slice by slice in turn. Every arm must have as many slices as the others."""
     samples = {name: Samples([], []) for name in arms}
     for number in range(rounds):
-        running = {name: arm() for name, arm in arms.items()}
-        slices: dict[str, list[Timing]] = {name: [] for name in arms}
-        names = list(arms)
-        try:
-            while names:
-                # Whoever goes first finds the caches as its setup left them: take turns at that too.
-                for name in names if number % 2 == 0 else names[::-1]:
-                    timing = next(running[name], None)
-                    if timing is None:
-                        names = [each for each in names if each != name]
-                    else:
-                        slices[name].append(timing)
-        finally:
-            for arm in running.values():
-                close = getattr(arm, "close", None)
-                if close is not None:
-                    close()
-        if len({len(each) for each in slices.values()}) != 1:
-            raise AssertionError(f"arms with different numbers of slices: {[len(each) for each in slices.values()]}")
-        for name, timings in slices.items():
-            operations = sum(timing.operations for timing in timings)
-            samples[name].wall_us.append(1e6 * sum(timing.wall_s for timing in timings) / operations)
-            samples[name].cpu_us.append(1e6 * sum(timing.cpu_s for timing in timings) / operations)
-        console.print(f"[dim]round {number + 1} of {rounds}[/]", end="\r")
+        # Whoever goes first finds the caches as the last one left them: take turns at that too.
+        names = list(arms) if number % 2 == 0 else list(arms)[::-1]
+        totals = dict.fromkeys(names, Timing(0.0, 0.0, 0))
+        with ExitStack() as stack:
+            running = [stack.enter_context(closing(arms[name]())) for name in names]
+            for slices in zip(*running, strict=True):
+                for name, timing in zip(names, slices, strict=True):
+                    totals[name] = Timing(*map(add, totals[name], timing))
+        for name, total in totals.items():
+            samples[name].wall_us.append(1e6 * total.wall_s / total.operations)
+            samples[name].cpu_us.append(1e6 * total.cpu_s / total.operations)
     return samples
 
 
-def verdict(figures: float | list[float], most: float | None) -> str:
-    """``reached`` where every figure is at most ``most``."""
+def verdict(figure: float, most: float | None) -> str:
+    """Whether ``figure`` is at most ``most``."""
     if most is None:
         return ""
-    reached = max(figures if isinstance(figures, list) else [figures]) <= most
-    return "[green]reached[/]" if reached else "[red]missed[/]"
+    return "[green]reached[/]" if figure <= most else "[red]missed[/]"
 
 
-def ratio_cells(samples: Mapping[str, Samples], arm: str, floor: str, most: float | None) -> list[str]:
+def _ratio_cells(samples: Mapping[str, Samples], arm: str, floor: str, most: float | None) -> list[str]:
     """Cells: ratio of medians by wall and by CPU, spread of the wall ratio over the rounds, target, verdict."""
     wall = median(samples[arm].wall_us) / median(samples[floor].wall_us)
     cpu = median(samples[arm].cpu_us) / median(samples[floor].cpu_us)
     each = [a / b for a, b in zip(samples[arm].wall_us, samples[floor].wall_us, strict=True)]
     target = "" if most is None else f"<= {most:g}"
     spread = f"{min(each):.2f} - {max(each):.2f}"
-    return [f"{wall:.2f}", f"{cpu:.2f}", spread, target, verdict([wall, cpu], most)]
+    return [f"{wall:.2f}", f"{cpu:.2f}", spread, target, verdict(max(wall, cpu), most)]
 
 
 def comparison(title: str, samples: Mapping[str, Samples], targets: list[Target], *, unit: str = "us") -> None:
@@ -132,7 +121,7 @@ def comparison(title: str, samples: Mapping[str, Samples], targets: list[Target]
         table.add_row(name, f"{median(wall_us):.2f}", f"{median(cpu_us):.2f}")
     table.add_section()
     for arm, floor, most in targets:
-        table.add_row(f"{arm} / {floor}", "", "", *ratio_cells(samples, arm, floor, most))
+        table.add_row(f"{arm} / {floor}", "", "", *_ratio_cells(samples, arm, floor, most))
     console.print(table)
 
 

@@ -10,13 +10,13 @@ our backend, its log on and no sync. Episodes are made before the clock starts, 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from random import Random
 from typing import TypeVar
 
 from _episodes import RECORD_BYTES, Given, RawWrite, conversations, fresh_store, given, made, raw_database, recorded
-from _measure import Arm, Target, Timing, comparison, console, interleave, machine, timed
+from _measure import Arm, Slices, Target, comparison, console, interleave, machine, timed
 
 from qilbee_core import Episode
 from qilbee_core.keys import AgentKeys, Space
@@ -62,9 +62,7 @@ def main() -> None:
         statistics(arguments.rounds, arguments.statistics_episodes)
 
 
-def in_slices(
-    work: Callable[[list[T]], object], items: list[T], before: Callable[[], object] = int
-) -> Iterator[Timing]:
+def in_slices(work: Callable[[list[T]], object], items: list[T], before: Callable[[], object] = int) -> Slices:
     """Time ``work`` on a slice of ``items`` after another, and call ``before`` outside of the clock before each."""
     work(items[:WARM_UP])
     for at in range(WARM_UP, len(items) - SLICE + 1, SLICE):
@@ -78,7 +76,7 @@ def store_episode(record_bytes: int, rounds: int, operations: int) -> None:
     writes = recorded(AGENT, exchanges)
     records = [write.record for write in writes]
 
-    def raw_put() -> Iterator[Timing]:
+    def raw_put() -> Slices:
         with raw_database() as database:
             put = database.put
 
@@ -88,7 +86,7 @@ def store_episode(record_bytes: int, rounds: int, operations: int) -> None:
 
             yield from in_slices(work, records)
 
-    def raw_batch() -> Iterator[Timing]:
+    def raw_batch() -> Slices:
         with raw_database() as database:
 
             def work(slice: list[RawWrite]) -> None:
@@ -97,7 +95,7 @@ def store_episode(record_bytes: int, rounds: int, operations: int) -> None:
 
             yield from in_slices(work, writes)
 
-    def store(*, read: bool) -> Iterator[Timing]:
+    def store(*, read: bool) -> Slices:
         with fresh_store() as opened:
             memory = opened.agent_memory(AGENT)
             store_episode = memory.store_episode
@@ -108,7 +106,7 @@ def store_episode(record_bytes: int, rounds: int, operations: int) -> None:
 
             yield from in_slices(work, made(AGENT, exchanges), memory.get_recent_episodes if read else int)
 
-    def making() -> Iterator[Timing]:
+    def making() -> Slices:
         yield from in_slices(partial(made, AGENT), exchanges)
 
     arms: dict[str, Arm] = {
@@ -139,12 +137,12 @@ def store_episodes(record_bytes: int, rounds: int, operations: int) -> None:
     exchanges = given(record_bytes, BATCH * (1 + number))
     records = [write.record for write in recorded(AGENT, exchanges)]
 
-    def in_batches(work: Callable[[list[T]], object], items: list[T]) -> Iterator[Timing]:
+    def in_batches(work: Callable[[list[T]], object], items: list[T]) -> Slices:
         work(items[:BATCH])
         for at in range(BATCH, len(items), BATCH):
             yield timed(partial(work, items[at : at + BATCH]), BATCH)
 
-    def raw() -> Iterator[Timing]:
+    def raw() -> Slices:
         with raw_database() as database:
 
             def work(pairs: list[tuple[bytes, bytes]]) -> None:
@@ -152,7 +150,7 @@ def store_episodes(record_bytes: int, rounds: int, operations: int) -> None:
 
             yield from in_batches(work, records)
 
-    def store() -> Iterator[Timing]:
+    def store() -> Slices:
         with fresh_store() as opened:
             yield from in_batches(opened.agent_memory(AGENT).store_episodes, made(AGENT, exchanges))
 
@@ -171,7 +169,7 @@ def reads(record_bytes: int, rounds: int, operations: int) -> None:
     order = [Random(each).randrange(READ_FROM) for each in range(operations + WARM_UP)]
     low, high = AgentKeys(AGENT).range(Space.EPISODE)
 
-    def raw(*, scan: bool) -> Iterator[Timing]:
+    def raw(*, scan: bool) -> Slices:
         with raw_database() as database:
             for write in writes:
                 write.to(database)
@@ -192,7 +190,7 @@ def reads(record_bytes: int, rounds: int, operations: int) -> None:
 
             yield from in_slices(scan_all if scan else get_all, order)
 
-    def store(work: Callable[[AgentMemory, list[str], list[int]], object], recent_cache_bytes: int) -> Iterator[Timing]:
+    def store(work: Callable[[AgentMemory, list[str], list[int]], object], recent_cache_bytes: int) -> Slices:
         with fresh_store(recent_cache_bytes=recent_cache_bytes) as opened:
             memory = opened.agent_memory(AGENT)
             ids = [memory.store_episode(episode) for episode in made(AGENT, exchanges)]
@@ -236,7 +234,7 @@ def statistics(rounds: int, episodes: int) -> None:
             store.agent_memory(AGENT).import_episodes(episode_of(next(source)) for _ in range(number))
             store.compact()
 
-        def arm(memory: AgentMemory) -> Iterator[Timing]:
+        def arm(memory: AgentMemory) -> Slices:
             def work(slice: list[int]) -> None:
                 for _ in slice:
                     memory.get_statistics()

@@ -11,11 +11,11 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_args, get_origin
 
 import msgspec
-from msgspec import Struct
-from msgspec.structs import FieldInfo, fields
+from msgspec import Meta, Struct
+from msgspec.structs import FieldInfo, fields, force_setattr
 
 from qilbee_core.durability import DurabilityLevel
 from qilbee_core.errors import SettingsError
@@ -25,14 +25,11 @@ __all__ = ["CompressionScope", "PluginSettings", "Settings", "StorageSettings", 
 CompressionScope = Literal["auto", "block", "value"]
 T = TypeVar("T", bound=Struct)
 
-_WAL_SYNC_INTERVAL_MS_MIN = 10
-_CACHE_BYTES_MIN = 1 << 20
-
 
 class StorageSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table ``[storage]``."""
 
-    data_path: str = "data"
+    data_path: Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")] = "data"
     """Directory of the store; made with mode 0700 if it is missing."""
     backend: str | None = None
     """The engine. None: the one the store was made with, rocksdb for a new store."""
@@ -42,19 +39,19 @@ class StorageSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """False is durability ``none``."""
     sync_writes: bool = False
     """True is durability ``sync``."""
-    wal_sync_interval_ms: int = 1000
-    """For durability ``interval``; at least 10."""
+    wal_sync_interval_ms: Annotated[int, Meta(ge=10, le=3_600_000)] = 1000
+    """For durability ``interval``."""
     durability: DurabilityLevel | None = None
-    """The level by name, instead of the two keys above."""
+    """The level by name, instead of the two switches above."""
     enable_compression: bool = True
     """False is compression_type ``none``."""
     compression_type: str = "lz4"
     """Codec of new data: none, lz4, snappy, zstd, or a plugin's."""
     compression_scope: CompressionScope = "auto"
     """Where it is used: in the engine's blocks, on each value, or blocks where the engine can."""
-    cache_bytes: int = 64 << 20
+    cache_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 64 << 20
     """RAM for the engine's blocks."""
-    recent_cache_bytes: int = 16 << 20
+    recent_cache_bytes: Annotated[int, Meta(ge=0, le=1 << 40)] = 16 << 20
     """RAM for the newest episodes of each agent; 0 switches it off."""
     engine: Mapping[str, bool | int | float | str] = {}
     """The table ``[storage.engine]``: settings that only the chosen engine understands."""
@@ -74,19 +71,7 @@ class StorageSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return self.compression_type if self.enable_compression else "none"
 
     def __post_init__(self) -> None:
-        if not self.data_path:
-            raise SettingsError("storage.data_path is empty", remedy="name a directory")
-        if self.wal_sync_interval_ms < _WAL_SYNC_INTERVAL_MS_MIN:
-            raise SettingsError(
-                f"storage.wal_sync_interval_ms is {self.wal_sync_interval_ms}",
-                remedy=f"give at least {_WAL_SYNC_INTERVAL_MS_MIN}, or sync_writes = true",
-            )
-        if self.cache_bytes < _CACHE_BYTES_MIN:
-            raise SettingsError(
-                f"storage.cache_bytes is {self.cache_bytes}", remedy=f"give at least {_CACHE_BYTES_MIN}"
-            )
-        if self.recent_cache_bytes < 0:
-            raise SettingsError(f"storage.recent_cache_bytes is {self.recent_cache_bytes}", remedy="give 0 or more")
+        _check("storage", self)
         if self.sync_writes and not self.enable_wal:
             raise SettingsError(
                 "storage.sync_writes needs the write-ahead log, storage.enable_wal is false",
@@ -107,6 +92,9 @@ class PluginSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     disabled: Sequence[str] = ()
     """Entry-point names of plugins that are not loaded."""
 
+    def __post_init__(self) -> None:
+        _check("plugins", self)
+
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that can be configured.
@@ -119,8 +107,16 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     qilbee_core.errors.SettingsError: storage has no key 'compresion_type': did you mean 'compression_type'?
     """
 
-    storage: StorageSettings = StorageSettings()
-    plugins: PluginSettings = PluginSettings()
+    storage: StorageSettings = msgspec.field(default_factory=StorageSettings)
+    plugins: PluginSettings = msgspec.field(default_factory=PluginSettings)
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not isinstance(getattr(self, field.name), field.type):
+                raise SettingsError(
+                    f"{field.name} is {type(getattr(self, field.name)).__name__}, not {field.type.__name__}",
+                    remedy="read tables with Settings.load()",
+                )
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> Settings:
@@ -143,7 +139,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ``environ`` is where those are looked up: the environment of this process by default.
         """
         tables = tables or {}
-        kinds: dict[str, type[Struct]] = {"storage": StorageSettings, "plugins": PluginSettings}
+        kinds: dict[str, type[Struct]] = {field.name: field.type for field in fields(cls)}
         for name in tables:
             if name not in kinds:
                 raise SettingsError(f"there is no table {name!r}", remedy=_nearest(name, kinds))
@@ -153,7 +149,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             table = tables.get(name, {})
             if not isinstance(table, Mapping):
                 raise SettingsError(f"{name} is not a table", remedy=f"write [{name}] and its keys below it")
-            given[name] = _table(kind, name, table, _from_environment(name, found))
+            given[name] = _table(kind, name, table, found)
         return cls(**given)  # type: ignore[arg-type]
 
     def with_storage(self, overrides: Mapping[str, object]) -> Settings:
@@ -169,33 +165,58 @@ def storage_settings(base: StorageSettings, overrides: Mapping[str, object]) -> 
 
 
 def _from_environment(table: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that override keys of ``table``, by key."""
     prefix = f"QILBEE_{table.upper()}_"
-    return {name[len(prefix) :].lower(): value for name, value in environ.items() if name.startswith(prefix)}
+    return {name[len(prefix) :].lower(): name for name in environ if name.startswith(prefix)}
 
 
-def _table(kind: type[T], name: str, given: Mapping[str, object], environment: Mapping[str, str]) -> T:
-    known: dict[str, FieldInfo] = {field.name: field for field in fields(kind)}
-    for key in (*given, *environment):
+def _table(kind: type[T], name: str, given: Mapping[str, object], environ: Mapping[str, str]) -> T:
+    known = {field.name: field for field in fields(kind)}
+    variables = _from_environment(name, environ)
+    for key in given:
         if key not in known:
             raise SettingsError(f"{name} has no key {key!r}", remedy=_nearest(key, known))
-    values = {key: _convert(f"{name}.{key}", value, known[key], strict=True) for key, value in given.items()}
-    for key, text in environment.items():
-        values[key] = _convert(f"QILBEE_{name.upper()}_{key.upper()}", text, known[key], strict=False)
-    return kind(**values)
+    for key, variable in variables.items():
+        if key not in known:
+            raise SettingsError(f"{name} has no key {key!r}, which {variable} would set", remedy=_nearest(key, known))
+    # What is given is of its type already, or is refused; a variable is text.
+    read = {key: _read(variable, environ[variable], known[key]) for key, variable in variables.items()}
+    return kind(**{**given, **read})
+
+
+def _read(variable: str, text: str, field: FieldInfo) -> object:
+    value: object = text
+    if field.name in {"disabled", "engine"}:
+        try:
+            value = msgspec.json.decode(text)  # lists and tables are JSON in a variable
+        except (msgspec.DecodeError, UnicodeError) as error:
+            raise SettingsError(f"{variable} is not JSON: {error}", remedy='write it like ["a", "b"]') from error
+    return _convert(variable, value, field, strict=False)
+
+
+def _check(table: str, settings: Struct) -> None:
+    """Refuse values of wrong types, however the settings were made; a path becomes text."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+            force_setattr(settings, field.name, value)
+        _convert(f"{table}.{field.name}", value, field, strict=True)
 
 
 def _convert(name: str, value: object, field: FieldInfo, *, strict: bool) -> object:
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if not strict and isinstance(value, str) and field.name in {"disabled", "engine"}:
-        try:
-            value = msgspec.json.decode(value)  # lists and tables are JSON in a variable
-        except msgspec.DecodeError as error:
-            raise SettingsError(f"{name} is not JSON: {error}", remedy='write it like ["a", "b"]') from error
     try:
         return msgspec.convert(value, type=field.type, strict=strict)
     except msgspec.ValidationError as error:
-        raise SettingsError(f"{name} is {value!r}: {error}") from error
+        choices = _choices(field.type)
+        remedy = f"use one of {', '.join(choices)}" if choices else None
+        raise SettingsError(f"{name} is {value!r}: {error}", remedy=remedy) from error
+
+
+def _choices(kind: object) -> list[str]:
+    """The texts that a type allows, where it lists them."""
+    parts = (kind, *get_args(kind))
+    return [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
 
 
 def _nearest(name: str, known: Mapping[str, object]) -> str:

@@ -91,7 +91,7 @@ def test_a_hook_without_its_marker_is_named_instead_of_passed_over() -> None:
 
 
 def test_settings_reach_what_a_provider_creates() -> None:
-    made = load_plugins(
+    made: object = load_plugins(
         extra=[plugin("qilbee_register_policies", lambda: [Provider("acme.keep", lambda **settings: settings)])]
     ).policies.create("acme.keep", days=3)
     assert made == {"days": 3}

@@ -24,7 +24,7 @@ _UPPER = {
 CODECS = frozenset(_UPPER) - {"none"}
 
 
-class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True):
+class EngineSettings(Struct, frozen=True):
     """The settings of ``[storage.engine]``."""
 
     write_buffer_bytes: int = 64 << 20
@@ -32,17 +32,24 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True):
     background_jobs: int = 2
 
 
+_BOUNDS = {
+    "write_buffer_bytes": (64 << 10, 4 << 30),
+    "block_bytes": (1 << 10, 1 << 20),
+    "background_jobs": (1, 64),
+}
+
+
 def engine_settings(options: BackendOptions) -> EngineSettings:
     """``options.engine``, checked; ``options.compression`` is checked too."""
     if options.compression not in _UPPER:
         raise _unknown("compression", options.compression, _UPPER)
-    names = EngineSettings.__struct_fields__
     values: dict[str, int] = {}
     for name, value in options.engine.items():
-        if name not in names:
-            raise _unknown("setting", name, names)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise SettingsError(f"{name} must be a whole number above 0, not {value!r}")
+        if name not in _BOUNDS:
+            raise _unknown("setting", name, _BOUNDS)
+        low, high = _BOUNDS[name]
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise SettingsError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
         values[name] = value
     return EngineSettings(**values)
 

@@ -10,7 +10,6 @@ iterator does neither, so it is the snapshot, and keys are compared here.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from threading import Lock
@@ -19,9 +18,10 @@ from typing import cast
 from rocksdict import Rdict, RdictIter
 
 from qilbee_core.backends._rocksdb_errors import Gone, reraise
+from qilbee_core.backends._rocksdb_fork import leak
 from qilbee_core.errors import QilbeeError, StorageError, StoreClosedError
 
-__all__ = ["SharedView", "View", "leak"]
+__all__ = ["SharedView", "View"]
 
 _CHUNK_ROWS_MAX = 64
 _NOT_OPEN_YET = cast("RdictIter", Gone(StorageError, "this view has no iterator yet"))
@@ -150,8 +150,3 @@ class SharedView(View):
             except QilbeeError as error:
                 return chunk, error
         return chunk, None
-
-
-def leak(thing: object) -> None:
-    """Keep ``thing`` for ever, so that its destructor never runs, not even when the interpreter ends."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))

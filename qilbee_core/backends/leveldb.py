@@ -7,7 +7,8 @@ What the engine or its binding does not do by itself, and what is done about it 
   (``plyvel.Iterator``): only the raw iterator is used, which reports its status at every step.
 - Closing the database while another thread is inside crashes the process: calls in flight are counted.
 - ``sync=True`` makes the current log durable but not the one before it, which a full memtable may have
-  left behind: :meth:`LevelDBBackend.sync` syncs every log itself.
+  left behind: :meth:`LevelDBBackend.sync` syncs every log itself. What a power cut leaves of logs that were
+  not synced is cut back to a prefix (:mod:`qilbee_core.backends._leveldb_logs`).
 - A failed write may leave half a record in the log, behind which nothing would be found again: no handle
   writes again after a failure.
 - A power cut while a database is created leaves one that never opens: it is created beside and renamed.
@@ -23,14 +24,14 @@ import os
 import shutil
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import plyvel  # type: ignore[import-untyped]
 
+from qilbee_core.backends._leveldb_logs import cut_to_prefix, first_sequence, logs_in
 from qilbee_core.batch import Delete, Operation, Put, WriteBatch
 from qilbee_core.directory import DirectoryLock, fsync_directory
 from qilbee_core.errors import (
@@ -65,27 +66,25 @@ __all__ = ["LevelDBBackend"]
 _DEFAULTS = {"write_buffer_bytes": 16 << 20, "block_bytes": 4 << 10}
 _NATIVE_CODECS = frozenset({"snappy"})
 _BLOOM_BITS_PER_KEY = 10
-# CompactRange has no word for "to the end" in plyvel, so a key behind all that anybody would write stands for it.
-_BEHIND_EVERY_KEY = b"\xff" * 256
-_SPARE_BYTES = 1 << 20
+# What LevelDB's keys begin with: ours with a byte of their own, so that two records enclose them.
+_BEFORE, _KEY, _BEHIND = b"j", b"k", b"l"
+_CHUNK_BYTES_MAX = 64 << 10
+_SPARE_BYTES = 256 << 10
 # A full memtable becomes a table of level 0, 1 or 2: the highest level that overlaps nothing below it.
 _LEVELS_OF_NEW_TABLES = 3
 _VIEW_CHECKS = 20
 _VIEW_CHECK_INTERVAL_S = 0.05
 
 
-class _Source(Protocol):
-    """What plyvel's database and snapshot have in common, as far as it is used here."""
+Row = tuple[bytes, bytes]
 
+
+class _Database(Protocol):
     def get(self, key: bytes, default: None, *, verify_checksums: bool) -> bytes | None: ...
     def raw_iterator(self, *, verify_checksums: bool) -> _Cursor: ...
-
-
-class _Database(_Source, Protocol):
     def put(self, key: bytes, value: bytes) -> None: ...
     def delete(self, key: bytes) -> None: ...
     def write_batch(self, *, transaction: bool, sync: bool = False) -> _Batch: ...
-    def snapshot(self) -> _Source: ...
     def compact_range(self, *, start: bytes, stop: bytes) -> None: ...
     def get_property(self, name: bytes) -> bytes | None: ...
     def close(self) -> None: ...
@@ -104,86 +103,23 @@ class _Cursor(Protocol):
     def next(self) -> None: ...
     def prev(self) -> None: ...
     def key(self) -> bytes: ...
+    def value(self) -> bytes: ...
     def item(self) -> tuple[bytes, bytes]: ...
 
 
-class _Reads(ABC):
-    """What the backend and its snapshots share: every read is a call in flight from ``_enter`` to ``_calls.pop``."""
+class _View(NamedTuple):
+    """One instant of the database: an iterator.
 
-    _backend: LevelDBBackend
-    # One entry for each call in flight. Appending and popping are atomic and cheap; a lock is neither.
-    _calls: list[None]
+    A snapshot of LevelDB's own would make compactions keep several versions of a key. Where the border of
+    two tables falls between a deletion and what it deletes, a later compaction drops the one without the
+    other, and what was deleted is there again. An iterator has no part in what compactions keep.
+    """
 
-    @abstractmethod
-    def _enter(self) -> _Source:
-        """Count a call in and give what it reads from, or raise StoreClosedError."""
-
-    @abstractmethod
-    def _database_of(self, source: _Source) -> _Source:
-        """The database that ``source`` belongs to."""
-
-    def get(self, key: bytes) -> bytes | None:
-        source = self._enter()
-        try:
-            return source.get(key, None, verify_checksums=True)
-        except plyvel.Error as error:
-            raise _our_error(error) from error
-        finally:
-            # The last call to use a closed snapshot releases it, and must do so while it counts.
-            del source
-            self._calls.pop()
-
-    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        source = self._enter()
-        try:
-            return [source.get(key, None, verify_checksums=True) for key in keys]
-        except plyvel.Error as error:
-            raise _our_error(error) from error
-        finally:
-            del source
-            self._calls.pop()
-
-    def scan(
-        self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
-        source = self._enter()
-        try:
-            # LevelDB fixes an iterator's view when it makes it, so it is made here and not at the first row.
-            cursor = source.raw_iterator(verify_checksums=True)
-            return self._rows(self._database_of(source), cursor, start, stop, reverse)
-        finally:
-            del source
-            self._calls.pop()
-
-    def _rows(
-        self, database: _Source, cursor: _Cursor, start: bytes, stop: bytes | None, reverse: bool
-    ) -> Iterator[tuple[bytes, bytes]]:
-        backend, calls = self._backend, self._calls
-        move: Callable[[], None] = partial(_seek_below, cursor, stop) if reverse else partial(cursor.seek, start)
-        while True:
-            calls.append(None)
-            if backend._database is not database:
-                calls.pop()
-                if backend._enter() is not database:
-                    calls.pop()
-                    raise backend._closed_error("scan")
-            try:
-                move()
-                key, value = cursor.item()
-            except plyvel.IteratorInvalidError:
-                return
-            except plyvel.Error as error:
-                raise _our_error(error) from error
-            finally:
-                calls.pop()
-            if key < start if reverse else stop is not None and key >= stop:
-                return
-            yield key, value
-            move = cursor.prev if reverse else cursor.next
+    database: _Database
+    cursor: _Cursor
 
 
 class LevelDBBackend(
-    _Reads,
     SingleProcess,
     SupportsNativeCompression,
     SupportsCompaction,
@@ -205,22 +141,22 @@ class LevelDBBackend(
 
     def __init__(self, options: BackendOptions) -> None:
         self._settings = _settings_of(options)
-        self._path = options.path
-        self._files = options.path / "db"
-        self._backend = self
-        self._calls = []
+        self._path = options.path.absolute()
+        self._files = self._path / "db"
+        # One entry for each call inside the database. To append and to pop is atomic and cheap; a lock is neither.
+        self._calls: list[None] = []
         # Taken by everything that writes, so that what an Expect saw still holds when its batch is written.
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
         self._database: _Database | None = None
+        self._for_writes: _Database | None = None  # The same, while nothing stands against writing to it.
         self._closed = ""  # Why, once it is.
         self._disk_full = False
         self._read_only = False
         self._sequence = 0
         self._synced_sequence = 0
-        self._synced_logs: list[str] = []
-        self._orphans: list[_Source] = []
-        self._directory_lock = DirectoryLock(options.path, on_fork=self._abandon)
+        self._synced_logs: list[Path] = []
+        self._directory_lock = DirectoryLock(self._path, on_fork=self._abandon)
         try:
             self._create_if_missing()
             self._open()
@@ -243,8 +179,11 @@ class LevelDBBackend(
             if self._files.exists():
                 return
             database = self._load(fresh, create=True)
-            database.write_batch(transaction=True, sync=True).write()
-            database.close()
+            with closing(database):
+                first = database.write_batch(transaction=True, sync=True)
+                first.put(_BEFORE, b"")
+                first.put(_BEHIND, b"")
+                first.write()
             for file in fresh.iterdir():
                 _fsync(file)
             fsync_directory(fresh)
@@ -268,29 +207,34 @@ class LevelDBBackend(
     def _open(self) -> _Database:
         """Open the database and learn the number of its last write."""
         try:
+            cut_to_prefix(self._files)
             database = self._load(self._files)
-            # An empty batch takes no number, but its record in the new log says which one is next.
-            database.write_batch(transaction=True).write()
-            with (self._files / _logs_in(self._files)[-1]).open("rb") as log:
-                header = log.read(15)
+            try:
+                # An empty batch takes no number, but its record in the new log says which one is next.
+                database.write_batch(transaction=True).write()
+                self._sequence = first_sequence(logs_in(self._files)[-1]) - 1
+            except BaseException:
+                database.close()
+                raise
         except (plyvel.Error, OSError) as error:
             raise _our_error(error, self._files) from error
-        self._sequence = int.from_bytes(header[7:15], "little") - 1
         # Opening moved what the old logs held into tables, which LevelDB syncs.
         self._synced_sequence = self._sequence
         self._synced_logs = []
         self._disk_full = False
-        self._database = database
+        self._database = self._for_writes = database
         return database
 
     def _take_database(self) -> _Database | None:
         """The database, when no call is inside it and none can enter; the lock is held."""
-        database, self._database = self._database, None
+        database = self._database
+        self._database = self._for_writes = None
         while self._calls:
             time.sleep(0.0005)
         return database
 
     def _enter(self) -> _Database:
+        """The database, for a call that is now counted as inside it."""
         while True:
             self._calls.append(None)
             database = self._database
@@ -298,19 +242,11 @@ class LevelDBBackend(
                 return database
             self._calls.pop()
             if self._closed:
-                raise self._closed_error()
+                raise StoreClosedError(f"{self._path} {self._closed}")
             with self._lock:
                 # It was taken to be reopened; if that failed, it is tried again.
                 if self._database is None and not self._closed:
                     self._open()
-
-    def _database_of(self, source: _Source) -> _Source:
-        return source
-
-    def _closed_error(self, what: str = "") -> StoreClosedError:
-        if self._closed:
-            return StoreClosedError(f"{self._path} {self._closed}")
-        return StoreClosedError(f"the {what} ended when {self._path} was reopened", remedy=f"make another {what}")
 
     def close(self) -> None:
         """Make everything durable and let go of the directory, once no call is in flight. Idempotent."""
@@ -320,7 +256,7 @@ class LevelDBBackend(
             self._closed = "is closed"
             database = self._take_database()
             try:
-                if not self._read_only:
+                if self._synced_sequence < self._sequence and not self._read_only:
                     self._sync_logs()
             finally:
                 if database is not None:
@@ -332,39 +268,115 @@ class LevelDBBackend(
 
         LevelDB's destructors would wait for threads and locks that do not exist in the child.
         """
-        database, self._database = self._database, None
+        database = self._database
+        self._database = self._for_writes = None
         self._closed = f"was opened by process {os.getppid()}, before the fork"
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
-        for immortal in [database, *_views_of(database)]:
+        for immortal in [database, *_cursors_of(database)]:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(immortal))
+
+    # Reading
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value under ``key``, or None."""
+        database = self._enter()
+        try:
+            return database.get(_KEY + key, None, verify_checksums=True)
+        except plyvel.Error as error:
+            raise _our_error(error) from error
+        finally:
+            self._calls.pop()
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """One answer for each key, in the order given."""
+        database = self._enter()
+        try:
+            return [database.get(_KEY + key, None, verify_checksums=True) for key in keys]
+        except plyvel.Error as error:
+            raise _our_error(error) from error
+        finally:
+            self._calls.pop()
+
+    def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False) -> Iterator[Row]:
+        """The pairs of the range as they are now."""
+        return self._rows(self._view(), *_bounds(start, stop), reverse)
+
+    def snapshot(self) -> LevelDBSnapshot:
+        """This instant, to read from while writes go on."""
+        return LevelDBSnapshot(self, self._view())
+
+    def _view(self) -> _View:
+        database = self._enter()
+        try:
+            return _View(database, database.raw_iterator(verify_checksums=True))
+        finally:
+            self._calls.pop()
+
+    def _enter_view(self, view: _View) -> _Cursor:
+        """The cursor of ``view``, for a call that is now counted as inside the database."""
+        if self._enter() is not view.database:
+            self._calls.pop()
+            raise StoreClosedError(f"{self._path} was reopened after this view of it was made", remedy="make another")
+        return view.cursor
+
+    def _rows(self, view: _View, start: bytes, stop: bytes, reverse: bool) -> Iterator[Row]:
+        """The pairs of a range of LevelDB's keys."""
+        calls, cursor = self._calls, view.cursor
+        move: Callable[[], None] = partial(_seek_below, cursor, stop) if reverse else partial(cursor.seek, start)
+        while True:
+            calls.append(None)
+            if self._database is not view.database:
+                calls.pop()
+                self._enter_view(view)
+            try:
+                move()
+                key, value = cursor.item()
+            except plyvel.IteratorInvalidError:
+                return
+            except plyvel.Error as error:
+                raise _our_error(error) from error
+            finally:
+                calls.pop()
+            if key < start if reverse else key >= stop:
+                return
+            yield key[1:], value
+            move = cursor.prev if reverse else cursor.next
 
     # Writing
 
     def write(self, batch: WriteBatch) -> None:
         """Apply ``batch`` whole, or raise and apply nothing."""
+        operations = batch.operations
         with self._lock:
-            database = self._writable()
+            database = self._for_writes or self._writable()
+            for expect in batch.expects:
+                if _get(database, _KEY + expect.key) != expect.value:
+                    raise ConflictError(f"key {expect.key!r} does not hold what was expected")
+            if not operations:
+                return
             try:
-                for expect in batch.expects:
-                    if database.get(expect.key, None, verify_checksums=True) != expect.value:
-                        raise ConflictError(f"key {expect.key!r} does not hold what was expected")
-                operations = _without_ranges(database, batch.operations)
+                if len(operations) == 1 and isinstance(only := operations[0], Put):
+                    database.put(_KEY + only.key, only.value)  # A third faster than a batch of one.
+                    self._sequence += 1
+                else:
+                    engine_batch = database.write_batch(transaction=True)
+                    count = _fill(engine_batch, database, operations)
+                    engine_batch.write()
+                    self._sequence += count
             except plyvel.Error as error:
-                raise _our_error(error) from error
-            if operations:
-                self._write(database, operations)
+                raise self._write_failed(error) from error
 
-    def _write(self, database: _Database, operations: Sequence[Put | Delete]) -> None:
-        try:
-            _apply(database, operations)
-        except plyvel.Error as error:
-            raise self._write_failed(error) from error
-        self._sequence += len(operations)
+    def _write_failed(self, error: Exception) -> QilbeeError:
+        ours = _our_error(error, self._path, writing=True)
+        self._for_writes = None
+        self._disk_full = isinstance(ours, StorageFullError)
+        self._read_only = not self._disk_full
+        return ours
 
     def _writable(self) -> _Database:
         if self._closed:
-            raise self._closed_error()
+            raise StoreClosedError(f"{self._path} {self._closed}")
         if self._read_only:
             raise StorageError(
                 f"{self._path} has been read-only since a write failed",
@@ -376,15 +388,9 @@ class LevelDBBackend(
                 full.close()
         return self._database or self._open()
 
-    def _write_failed(self, error: Exception) -> QilbeeError:
-        ours = _our_error(error, self._path, writing=True)
-        self._disk_full = isinstance(ours, StorageFullError)
-        self._read_only = not self._disk_full
-        return ours
-
     def _require_space(self) -> None:
         """Raise StorageFullError unless reopening, which turns logs into tables, is going to succeed."""
-        needed = _SPARE_BYTES + sum((self._files / name).stat().st_size for name in _logs_in(self._files))
+        needed = _SPARE_BYTES + sum(log.stat().st_size for log in logs_in(self._files))
         probe = self._path / "space.probe"
         try:
             with probe.open("wb") as file:
@@ -412,41 +418,34 @@ class LevelDBBackend(
 
     def _sync_logs(self) -> None:
         try:
-            logs = _logs_in(self._files)
-            for name in logs:  # Oldest first: what a power cut leaves is a prefix.
-                try:
-                    _fsync(self._files / name)
-                except FileNotFoundError:
-                    continue  # Its pairs have moved to a table, which LevelDB synced before it removed the log.
+            logs = logs_in(self._files)
+            for log in logs:  # Oldest first: what a power cut leaves is a prefix.
+                # A missing one has become a table, which LevelDB synced before it removed the log.
+                with suppress(FileNotFoundError):
+                    _fsync(log)
             if logs != self._synced_logs:
                 fsync_directory(self._files)
                 self._synced_logs = logs
         except OSError as error:
             # What the kernel could not write it forgets: a second fsync of the same pages would lie.
             self._read_only = True
+            self._for_writes = None
             raise OutcomeUnknownError(f"cannot sync {self._files}: {error.strerror}") from error
-
-    # Views
-
-    def snapshot(self) -> LevelDBSnapshot:
-        """This instant, to read from while writes go on."""
-        database = self._enter()
-        try:
-            return LevelDBSnapshot(self, database)
-        finally:
-            self._calls.pop()
 
     def sequence(self) -> int:
         """LevelDB's own number of the last operation."""
         if self._closed:
-            raise self._closed_error()
+            raise StoreClosedError(f"{self._path} {self._closed}")
         return self._sequence
 
     def stats(self) -> Mapping[str, JSON]:
         """Files and memory, in bytes and numbers."""
         database = self._enter()
         try:
-            sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self._files)}
+            sizes: dict[str, int] = {}
+            for entry in os.scandir(self._files):
+                with suppress(FileNotFoundError):  # Compacted away this moment.
+                    sizes[entry.name] = entry.stat().st_size
             memory = database.get_property(b"leveldb.approximate-memory-usage")
             level_files = [database.get_property(b"leveldb.num-files-at-level%d" % level) for level in range(7)]
             return {
@@ -463,51 +462,85 @@ class LevelDBBackend(
 
     def compact(self, start: bytes = b"", stop: bytes | None = None) -> None:
         """Rewrite the range so that what was deleted takes no more space."""
+        self._compact(*_bounds(start, stop))
+
+    def _compact(self, first: bytes, last: bytes) -> None:
         database = self._enter()
         try:
-            database.compact_range(start=start, stop=_BEHIND_EVERY_KEY if stop is None else stop)
+            database.compact_range(start=first, stop=last)
         finally:
             self._calls.pop()
         with self._lock:
-            self._write(self._writable(), [])  # A compaction that failed says so only to the next write.
+            # A compaction that failed says so only to the next write.
+            try:
+                self._writable().write_batch(transaction=True).write()
+            except plyvel.Error as error:
+                raise self._write_failed(error) from error
 
     def erase(self, ranges: Sequence[tuple[bytes, bytes | None]]) -> None:
         """Return once no file of this engine holds bytes that were deleted from these ranges.
 
-        Raises StorageError while a snapshot or a scan is open, which would keep them. It reopens the
+        Raises StorageError while a snapshot or a scan is open, which keeps the old files. It reopens the
         database, for which all calls wait a moment.
         """
-        self._open_anew()
-        for start, stop in ranges:
-            self._rewrite(start, stop)
+        for below, above in self._surroundings_of(ranges):
+            self._rewrite(below, above)
         # The list of tables names their first and last keys, of those long gone too, until it is written anew.
         self._open_anew()
         (self._files / "LOG.old").unlink(missing_ok=True)
 
-    def _rewrite(self, start: bytes, stop: bytes | None) -> None:
-        """Rewrite every table that may hold deleted bytes of the range.
+    def _surroundings_of(self, ranges: Sequence[tuple[bytes, bytes | None]]) -> list[tuple[bytes, bytes]]:
+        """The records below and above each range, and one pair where two would overlap."""
+        found: list[tuple[bytes, bytes]] = []
+        database = self._enter()
+        try:
+            cursor = database.raw_iterator(verify_checksums=True)
+            for start, stop in sorted(_bounds(*each) for each in ranges):
+                if start >= stop:
+                    continue
+                _seek_below(cursor, start)
+                below = cursor.key()
+                cursor.seek(stop)
+                above = cursor.key()
+                if found and below <= found[-1][1]:
+                    lower, upper = found.pop()
+                    below, above = lower, max(upper, above)
+                found.append((below, above))
+        except plyvel.Error as error:
+            raise _our_error(error) from error
+        finally:
+            self._calls.pop()
+        return found
+
+    def _rewrite(self, below: bytes, above: bytes) -> None:
+        """Rewrite every table that may hold deleted bytes between two records.
 
         LevelDB rewrites a table only when one above it overlaps it, and a table can hold pairs and their
-        deletions together with nothing above. So the range's living neighbours are written again: tables
-        with these two keys overlap all that lies between them. The first pass moves the whole range to
-        the lowest level it reaches. In the second the two keys sink to it alone, through every level,
-        and nothing there is left out.
+        deletions together with nothing above. So the two records are written again as they are: a table
+        with both overlaps all that lies between them. The first pass moves everything there to the lowest
+        level it reaches. In the second the two sink to it alone, through every level, and nothing is left out.
         """
         for _ in range(2):
-            # What is written after a snapshot is not dropped on the way down while it is open.
-            with closing(self.snapshot()):
-                for _ in range(_LEVELS_OF_NEW_TABLES):  # Each new table is put one level above the last.
-                    with self._lock:
-                        database = self._writable()
-                        below = next(self.scan(stop=start, reverse=True), (b"",))[0]
-                        above = _BEHIND_EVERY_KEY if stop is None else next(self.scan(stop), (_BEHIND_EVERY_KEY,))[0]
-                        self._write(database, [self._as_it_is(below), self._as_it_is(above)])
-                    self.compact(stop=b"")  # Nothing but the memtable.
-                self.compact(below, above)
+            for _ in range(_LEVELS_OF_NEW_TABLES):  # Each new table is put one level above the last.
+                self._write_again(below, above)
+                self._compact(b"", b"")  # Nothing but the memtable.
+            self._compact(below, above)
 
-    def _as_it_is(self, key: bytes) -> Put | Delete:
-        value = self.get(key)
-        return Delete(key) if value is None else Put(key, value)
+    def _write_again(self, *keys: bytes) -> None:
+        with self._lock:
+            database = self._writable()
+            batch = database.write_batch(transaction=True)
+            for key in keys:
+                value = _get(database, key)
+                if value is None:  # Deleted meanwhile.
+                    batch.delete(key)
+                else:
+                    batch.put(key, value)
+            try:
+                batch.write()
+            except plyvel.Error as error:
+                raise self._write_failed(error) from error
+            self._sequence += len(keys)
 
     def _open_anew(self) -> None:
         """Reopen the database, or raise StorageError while somebody reads from a snapshot or a scan."""
@@ -515,12 +548,11 @@ class LevelDBBackend(
             with self._lock:
                 database = self._writable()
                 self._take_database()
-                self._orphans.clear()
-                if not _views_of(database):
+                if not _cursors_of(database):
                     database.close()
                     self._open()
                     return
-                self._database = database
+                self._database = self._for_writes = database
             time.sleep(_VIEW_CHECK_INTERVAL_S)
         raise StorageError(
             f"a snapshot or a scan of {self._path} is open and keeps what was deleted",
@@ -528,46 +560,77 @@ class LevelDBBackend(
         )
 
 
-class LevelDBSnapshot(_Reads):
-    """One instant of a :class:`LevelDBBackend`."""
+class LevelDBSnapshot:
+    """One instant of a :class:`LevelDBBackend`: an iterator at which readers take turns.
 
-    def __init__(self, backend: LevelDBBackend, database: _Database) -> None:
+    Once it has met a damaged block, all its reads say so.
+    """
+
+    def __init__(self, backend: LevelDBBackend, view: _View) -> None:
         self._backend = backend
-        self._calls = backend._calls
-        self._database = database
-        self._snapshot: _Source | None = database.snapshot()
+        self._view: _View | None = view
+        self._lock = threading.Lock()
 
-    def _enter(self) -> _Source:
-        database = self._backend._enter()
-        snapshot = self._snapshot
-        if snapshot is None or database is not self._database:
-            self._calls.pop()
-            if snapshot is None:
-                raise StoreClosedError("the snapshot is closed", remedy="take another one")
-            raise self._backend._closed_error("snapshot")
-        return snapshot
+    def get(self, key: bytes) -> bytes | None:
+        """The value under ``key`` at that instant, or None."""
+        return self.get_many([key])[0]
 
-    def _database_of(self, source: _Source) -> _Source:
-        del source
-        return self._database
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """One answer for each key, in the order given."""
+        cursor = self._backend._enter_view(self._open_view())
+        try:
+            with self._lock:
+                return [_value_at(cursor, _KEY + key) for key in keys]
+        except plyvel.Error as error:
+            raise _our_error(error) from error
+        finally:
+            self._backend._calls.pop()
+
+    def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False) -> Iterator[Row]:
+        """The pairs of the range at that instant."""
+        self._check_open()
+        return self._rows(*_bounds(start, stop), reverse)
+
+    def _rows(self, start: bytes, stop: bytes, reverse: bool) -> Iterator[Row]:
+        # Each turn reads a few rows and seeks anew, so that scans side by side need not know of each other.
+        size_max = 1
+        more = True
+        while more:
+            chunk: list[Row] = []
+            more, size = False, 0
+            self._check_open()  # Before the lock, which another thread may have held at a fork.
+            with self._lock:
+                for row in self._backend._rows(self._open_view(), start, stop, reverse):
+                    chunk.append(row)
+                    size += len(row[0]) + len(row[1])
+                    if more := size >= size_max:
+                        break
+            for row in chunk:
+                self._check_open()
+                yield row
+            if more:
+                last = _KEY + chunk[-1][0]
+                start, stop = (start, last) if reverse else (last + b"\0", stop)
+                size_max = min(8 * size_max, _CHUNK_BYTES_MAX)
+
+    def _check_open(self) -> None:
+        self._backend._enter_view(self._open_view())
+        self._backend._calls.pop()
+
+    def _open_view(self) -> _View:
+        view = self._view
+        if view is None:
+            raise StoreClosedError("the snapshot is closed", remedy="take another one")
+        return view
 
     def close(self) -> None:
         """Let go of the instant. Idempotent."""
-        self._calls.append(None)
-        if self._snapshot is not None and self._backend._database is not self._database:
-            # Its database is just being closed, which nothing may be released into.
-            self._backend._orphans.append(self._snapshot)
-        # Otherwise the last call that reads from it lets go of it.
-        self._snapshot = None
-        self._calls.pop()
-
-    def __del__(self) -> None:
-        self.close()
+        self._view = None
 
 
 def _our_error(error: Exception, path: Path | None = None, *, writing: bool = False) -> QilbeeError:
     """What plyvel or the system raised, as ours. The only place that reads LevelDB's texts."""
-    text = str(error)
+    text = error.args[0].decode(errors="replace") if isinstance(error, plyvel.Error) else str(error)
     where = "" if path is None else f"{path}: "
     if isinstance(error, plyvel.CorruptionError):
         return CorruptRecordError(f"{where}{text}")
@@ -600,59 +663,68 @@ def _settings_of(options: BackendOptions) -> dict[str, object]:
     }
 
 
-def _apply(database: _Database, operations: Sequence[Put | Delete]) -> None:
-    if len(operations) == 1 and isinstance(operations[0], Put):
-        database.put(operations[0].key, operations[0].value)  # A third faster than a batch of one.
-        return
-    batch = database.write_batch(transaction=True)
-    for operation in operations:
+def _bounds(start: bytes, stop: bytes | None) -> tuple[bytes, bytes]:
+    """A range of keys as one of LevelDB's."""
+    return _KEY + start, _BEHIND if stop is None else _KEY + stop
+
+
+def _get(database: _Database, key: bytes) -> bytes | None:
+    try:
+        return database.get(key, None, verify_checksums=True)
+    except plyvel.Error as error:
+        raise _our_error(error) from error
+
+
+def _fill(batch: _Batch, database: _Database, operations: Sequence[Operation]) -> int:
+    """Put ``operations`` into ``batch``, and say how many they are to LevelDB."""
+    put, delete = batch.put, batch.delete
+    count = len(operations)
+    for index, operation in enumerate(operations):
         if isinstance(operation, Put):
-            batch.put(operation.key, operation.value)
+            put(_KEY + operation.key, operation.value)
+        elif isinstance(operation, Delete):
+            delete(_KEY + operation.key)
         else:
-            batch.delete(operation.key)
-    batch.write()
-
-
-def _without_ranges(database: _Database, operations: Sequence[Operation]) -> Sequence[Put | Delete]:
-    """The same operations, with a Delete for each key that a DeleteRange would find."""
-    expanded: list[Put | Delete] = []
-    for operation in operations:
-        if isinstance(operation, Put | Delete):
-            expanded.append(operation)
-            continue
-        start, stop = operation.start, operation.stop
-        put_before = {put.key for put in expanded if isinstance(put, Put) and start <= put.key < stop}
-        expanded.extend(map(Delete, put_before.union(_keys_of(database, start, stop))))
-    return expanded
+            start, stop = _bounds(operation.start, operation.stop)
+            keys = set(_keys_of(database, start, stop))
+            keys.update(_KEY + earlier.key for earlier in operations[:index] if isinstance(earlier, Put))
+            deleted = [key for key in keys if start <= key < stop]
+            for key in deleted:
+                delete(key)
+            count += len(deleted) - 1
+    return count
 
 
 def _keys_of(database: _Database, start: bytes, stop: bytes) -> Iterator[bytes]:
-    cursor = database.raw_iterator(verify_checksums=True)
-    cursor.seek(start)
-    while cursor.valid() and (key := cursor.key()) < stop:
-        yield key
-        cursor.next()
+    try:
+        cursor = database.raw_iterator(verify_checksums=True)
+        cursor.seek(start)
+        while (key := cursor.key()) < stop:
+            yield key
+            cursor.next()
+    except plyvel.IteratorInvalidError:
+        return
+    except plyvel.Error as error:
+        raise _our_error(error) from error
 
 
-def _seek_below(cursor: _Cursor, stop: bytes | None) -> None:
+def _value_at(cursor: _Cursor, key: bytes) -> bytes | None:
+    cursor.seek(key)
+    return cursor.value() if cursor.valid() and cursor.key() == key else None
+
+
+def _seek_below(cursor: _Cursor, stop: bytes) -> None:
     """Go to the last key below ``stop``."""
-    if stop is not None:
-        cursor.seek(stop)
-        if cursor.valid():
-            cursor.prev()
-            return
-    cursor.seek_to_last()
+    cursor.seek(stop)
+    if cursor.valid():
+        cursor.prev()
+    else:
+        cursor.seek_to_last()
 
 
-def _views_of(database: _Database | None) -> list[object]:
-    """The iterators and snapshots of ``database`` that still live. Slow, but nothing else pays for it."""
-    kinds = (plyvel._plyvel.RawIterator, plyvel._plyvel.Snapshot)
-    return [view for view in gc.get_referrers(database) if isinstance(view, kinds)]
-
-
-def _logs_in(directory: Path) -> list[str]:
-    """The names of the write-ahead logs, oldest first."""
-    return sorted((name for name in os.listdir(directory) if name.endswith(".log")), key=lambda name: int(name[:-4]))
+def _cursors_of(database: _Database | None) -> list[object]:
+    """The iterators of ``database`` that still live. Slow, but nothing else pays for it."""
+    return [each for each in gc.get_referrers(database) if isinstance(each, plyvel._plyvel.RawIterator)]
 
 
 def _fsync(file: Path) -> None:

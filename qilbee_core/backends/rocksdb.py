@@ -12,8 +12,6 @@ What is unusual here answers a measured trap of the binding. Two of them give th
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,12 +20,14 @@ from threading import Condition, Lock
 from typing import NoReturn, TypeVar, cast
 from weakref import ref
 
-from rocksdict import BottommostLevelCompaction, Checkpoint, CompactOptions, Rdict
+from rocksdict import Rdict
 from rocksdict import WriteBatch as RawBatch
 
 from qilbee_core.backends._rocksdb_errors import Gone, is_stall, reraise
+from qilbee_core.backends._rocksdb_files import checkpoint, compact, no_automatic_compaction, obsolete_files
+from qilbee_core.backends._rocksdb_fork import leak
 from qilbee_core.backends._rocksdb_options import CODECS, engine_settings, rocksdb_options, write_options
-from qilbee_core.backends._rocksdb_views import SharedView, View, leak
+from qilbee_core.backends._rocksdb_views import SharedView, View
 from qilbee_core.batch import Delete, Expect, Operation, Put, WriteBatch
 from qilbee_core.directory import DirectoryLock, fsync_directory
 from qilbee_core.episode import JSON
@@ -80,7 +80,7 @@ class RocksDBBackend(SingleProcess):
 
     def __init__(self, options: BackendOptions) -> None:
         settings = engine_settings(options)
-        self._path = options.path
+        self._path = options.path.absolute()  # for RocksDB makes new files all the time, wherever we are then
         self._wal = options.wal
         self._write_buffer_bytes = settings.write_buffer_bytes
         self._check_bytes = min(1 << 20, settings.write_buffer_bytes // 8)
@@ -89,11 +89,11 @@ class RocksDBBackend(SingleProcess):
         self._failure: str | None = None
         self._views: set[ref[View]] = set()
         self._new_locks()
-        self._gone(StoreClosedError, f"{options.path} is not open yet")
+        self._gone(StoreClosedError, f"{self._path} is not open yet")
 
-        directory = options.path / _DATABASE_NAME
+        directory = self._path / _DATABASE_NAME
         missing = [each for each in (directory, *directory.parents) if not each.exists()]
-        self._directory_lock = DirectoryLock(options.path, on_fork=self._forked)
+        self._directory_lock = DirectoryLock(self._path, on_fork=self._forked)
         try:
             directory.mkdir(mode=0o700, exist_ok=True)
             for each in missing:
@@ -117,6 +117,7 @@ class RocksDBBackend(SingleProcess):
         self._close_lock = Lock()
         self._write_lock = Lock()
         self._sync_lock = Lock()
+        self._erase_lock = Lock()
         self._outside = Condition(Lock())
         self._outside_count = 0
 
@@ -184,6 +185,8 @@ class RocksDBBackend(SingleProcess):
     def write(self, batch: WriteBatch) -> None:
         """Apply ``batch`` whole, or raise. Waits up to a minute, without the GIL, while compaction catches up."""
         with self._write_lock:
+            if self._unchecked_bytes > self._check_bytes:
+                self._seal_if_full()
             try:
                 if batch.expects:
                     self._check(batch.expects)
@@ -195,8 +198,6 @@ class RocksDBBackend(SingleProcess):
                     self._write_failed(error)
                 self._write_after_stall(batch)
             self._unchecked_bytes += size
-            if self._unchecked_bytes > self._check_bytes:
-                self._seal_if_full()
 
     def sync(self) -> None:
         """Put the log, or without a log the memtable, on disk; nothing is done if nothing is new."""
@@ -225,7 +226,7 @@ class RocksDBBackend(SingleProcess):
             else:
                 return
         raise StorageError(
-            f"{self._path} took no write for {waited:.0f} s, for compaction cannot keep up",
+            f"{self._path} took no write for {waited:.1f} s, for compaction cannot keep up",
             remedy="write less at a time, or give it a faster disk or more background_jobs",
         )
 
@@ -280,20 +281,24 @@ class RocksDBBackend(SingleProcess):
         """Rewrite the files that overlap the range, without what was deleted."""
         with self._outside_gil() as database:
             self._flush(database)
-            self._compact(database, start, stop)
-            self._wait_for_deletions(database)
+            compact(database, start, stop)
+            self._wait_for_deletions()
 
     def erase(self, ranges: Sequence[tuple[bytes, bytes | None]]) -> None:
         """Rewrite the files that overlap the ranges and return once the old ones are gone, logs and manifests too.
 
         RocksDB's diagnostic ``LOG`` names the bounds of the ranges in hexadecimal, but nothing that was in them.
         """
-        with self._outside_gil() as database:
+        with self._erase_lock, self._outside_gil() as database, no_automatic_compaction(database):
             self._flush(database)
             for start, stop in ranges:
-                self._compact(database, start, stop)
-            self._renew_manifest(database)
-            left = self._wait_for_deletions(database)
+                compact(database, start, stop)
+            # The manifest of the last change still names keys of the files it did away with; one more, and it is new.
+            value = self.get(b"")
+            with suppress(ConflictError):  # which means that somebody else made one
+                self.write(WriteBatch([Delete(b"") if value is None else Put(b"", value)], [Expect(b"", value)]))
+            self._flush(database)
+            left = self._wait_for_deletions()
         if left:
             raise StorageError(
                 f"{len(left)} files that hold deleted bytes cannot go: {len(self._views)} snapshots or scans are open",
@@ -304,18 +309,9 @@ class RocksDBBackend(SingleProcess):
         """Link or copy the files to ``target``, which appears whole or not at all."""
         if os.path.lexists(target):
             raise InvalidError(f"{target} exists", remedy="name a directory that does not exist yet")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
-        try:
-            with self._outside_gil() as database:
-                self._flush(database)  # else the checkpoint would, and it holds the GIL
-                Checkpoint(database).create_checkpoint(str(scratch / _DATABASE_NAME))
-            fsync_directory(scratch)
-            scratch.rename(target)
-            fsync_directory(target.parent)
-        except Exception as error:
-            shutil.rmtree(scratch, ignore_errors=True)
-            reraise(error)
+        with self._outside_gil() as database:
+            self._flush(database)  # or RocksDB would, and hold the GIL
+            checkpoint(database, target, _DATABASE_NAME)
 
     def _flush(self, database: Rdict) -> None:
         with self._write_lock:
@@ -325,54 +321,15 @@ class RocksDBBackend(SingleProcess):
         except Exception as error:
             reraise(error)
 
-    def _compact(self, database: Rdict, start: bytes, stop: bytes | None) -> None:
-        forced = CompactOptions()
-        forced.set_exclusive_manual_compaction(True)
-        forced.set_bottommost_level_compaction(BottommostLevelCompaction.force())
-        try:
-            errors = database.property_int_value("rocksdb.background-errors")
-            database.compact_range(start, stop, forced)
-            # It returns just the same where it failed or was cancelled. The next flush tells of either.
-            if errors != database.property_int_value("rocksdb.background-errors") or database is not self._database:
-                database.flush()
-                raise StorageError(f"{self._path} could not be compacted", remedy="try again")
-        except Exception as error:
-            reraise(error)
-
-    def _renew_manifest(self, database: Rdict) -> None:
-        """Make one more change: the manifest of the last one still names keys of the files it did away with."""
-        with self._write_lock:
-            value = self.get(b"")
-            try:
-                self._write_raw(_raw_batch([Delete(b"") if value is None else Put(b"", value)]))
-            except Exception as error:
-                self._write_failed(error)
-        self._flush(database)
-
-    def _wait_for_deletions(self, database: Rdict) -> set[str]:
+    def _wait_for_deletions(self) -> set[str]:
         """Wait for the files that RocksDB no longer needs to go, and return those that do not."""
+        directory = self._path / _DATABASE_NAME
         began = time.monotonic()
-        left = self._obsolete_files(database)
+        left = obsolete_files(self._database, directory)  # which raises once the store is closed
         while left and time.monotonic() - began < (_VIEW_SECONDS_MAX if self._views else _DELETION_SECONDS_MAX):
             time.sleep(0.005)
-            left &= self._obsolete_files(self._database)  # which raises once the store is closed
+            left &= obsolete_files(self._database, directory)
         return left
-
-    def _obsolete_files(self, database: Rdict) -> set[str]:
-        directory = self._path / _DATABASE_NAME
-        try:
-            needed = {file["name"].lstrip("/") for file in database.live_files()}
-            log_min = database.property_int_value("rocksdb.min-log-number-to-keep") or 0
-        except Exception as error:
-            reraise(error)
-        needed.add((directory / "CURRENT").read_text().strip())
-        return {
-            name
-            for name in os.listdir(directory)
-            if (name.endswith(".log") and int(name[:-4]) < log_min)
-            or (name.endswith(".sst") and name not in needed)
-            or (name.startswith("MANIFEST-") and name not in needed)
-        }
 
     # The end
 

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from msgspec import Struct
 
-from qilbee_core.batch import DeleteRange, Expect, Operation, Put, WriteBatch
+from qilbee_core.batch import Delete, DeleteRange, Expect, Operation, Put, WriteBatch
 from qilbee_core.envelope import frame
 from qilbee_core.errors import DataError, ProviderNotFoundError
-from qilbee_core.keys import Space
+from qilbee_core.keys import Space, parse
 from qilbee_core.memory.commit import Agent, Context
-from qilbee_core.memory.document import EpisodeDocument
 from qilbee_core.memory.head import Head
 from qilbee_core.memory.log import count_episode
-from qilbee_core.memory.verify import VerifyReport, agent_ids, verify
+from qilbee_core.memory.verify import VerifyReport, agent_ids, read_episode, verify
 
 __all__ = ["RepairReport", "repair"]
 
 _BATCH_OPERATIONS = 2000
-_DERIVED_SPACES = (Space.VITALITY, Space.KEY, Space.CHANGE)
 
 
 class RepairReport(Struct, frozen=True, kw_only=True):
-    """What :meth:`Store.repair` rebuilt, and what verify() says afterwards."""
+    """What :meth:`Store.repair` rebuilt, and what verify() said before and says afterwards.
+
+    An episode that is gone cannot be brought back, and nothing points to it afterwards: ``before`` names it.
+    """
 
     agents: int
     episodes: int
+    before: VerifyReport
     after: VerifyReport
 
 
@@ -33,6 +37,7 @@ def repair(context: Context) -> RepairReport:
 
     Interrupted, it leaves a store that verify() complains of and that it mends when it is run again.
     """
+    before = verify(context)
     context.backend.write(WriteBatch([Put(key, value) for key, value in context.catalog.entries().items()]))
     snapshot = context.backend.snapshot()
     try:
@@ -42,31 +47,31 @@ def repair(context: Context) -> RepairReport:
     episodes = sum(_repair_agent(context, context.agent(agent_id)) for agent_id in agents)
     context.durability.wrote()
     context.durability.flush()
-    return RepairReport(agents=len(agents), episodes=episodes, after=verify(context))
+    return RepairReport(agents=len(agents), episodes=episodes, before=before, after=verify(context))
 
 
 def _repair_agent(context: Context, agent: Agent) -> int:
     keys = agent.keys
     with agent.lock:
         context.forget(agent)
+        if not _is_readable(context, agent):
+            return 0
         # Another process that stores meanwhile changes the head, and the repair fails instead of mixing with it.
         before = context.backend.get(keys.head)
         expects = [Expect(keys.head, before)]
         head = Head()  # a new generation: whoever followed the change log begins anew
-        try:
-            if before is not None:
-                old = Head.decode(keys.head, before)
-                head.sequence = head.trimmed = old.sequence
-                head.transaction_us, head.newest_id = old.transaction_us, old.newest_id
-        except DataError:
-            pass
-        operations: list[Operation] = [DeleteRange(*keys.range(space)) for space in _DERIVED_SPACES]
+        with suppress(DataError):
+            old = Head.decode(keys.head, before or b"")
+            head.sequence = head.trimmed = old.sequence
+            head.transaction_us, head.newest_id = old.transaction_us, old.newest_id
+        operations: list[Operation] = [DeleteRange(*keys.range(space)) for space in (Space.VITALITY, Space.KEY)]
         for key, value in context.backend.scan(*keys.range(Space.EPISODE)):
             id_bytes = key[-16:]
-            head.newest_id = max(head.newest_id, id_bytes)
             try:
-                document = EpisodeDocument.from_fields(context.records.open(key, value))
-            except (DataError, ProviderNotFoundError):
+                parse(key)
+                head.newest_id = max(head.newest_id, id_bytes)
+                document = read_episode(context.records, key, value)
+            except DataError:
                 continue  # named by verify()
             order, place = count_episode(head, key, value, document, context.orders)
             operations.append(Put(keys.vitality(order.number, place, id_bytes), b""))
@@ -76,7 +81,20 @@ def _repair_agent(context: Context, agent: Agent) -> int:
             if len(operations) >= _BATCH_OPERATIONS:
                 context.backend.write(WriteBatch(operations, expects))
                 operations = []
-        if any(head.newest_id):
-            operations.append(Put(keys.head, head.encode(keys.head)))
+        # The log goes together with the old head, which may need it to be moved on, and not before.
+        operations.append(DeleteRange(*keys.range(Space.CHANGE)))
+        operations.append(Put(keys.head, head.encode(keys.head)) if any(head.newest_id) else Delete(keys.head))
         context.backend.write(WriteBatch(operations, expects))
         return head.episodes
+
+
+def _is_readable(context: Context, agent: Agent) -> bool:
+    """Whether no record of the agent waits for a plugin that is not installed: what it adds would be lost."""
+    for key, value in context.backend.scan(*agent.keys.range(Space.EPISODE)):
+        try:
+            context.records.open(key, value)
+        except ProviderNotFoundError:
+            return False
+        except DataError:
+            continue
+    return True

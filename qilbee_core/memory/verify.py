@@ -2,25 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from itertools import groupby
+from typing import Annotated, Any
 
-from msgspec import Struct
+import msgspec
+from msgspec import Meta, Struct
 
 from qilbee_core.envelope import unframe
-from qilbee_core.errors import DataError, ProviderNotFoundError
-from qilbee_core.ids import format_id
+from qilbee_core.episode import MEMORY_TYPES
+from qilbee_core.errors import CorruptRecordError, DataError, InvalidError, ProviderNotFoundError
+from qilbee_core.ids import format_id, parse_id
 from qilbee_core.interfaces import Snapshot
 from qilbee_core.keys import AgentKeys, ParsedKey, Space, parse, range_of
 from qilbee_core.memory.commit import Context
 from qilbee_core.memory.document import EpisodeDocument
 from qilbee_core.memory.head import Head
-from qilbee_core.memory.log import count_episode, parse_change, read_head
-from qilbee_core.memory.relevance import Order, vitality
+from qilbee_core.memory.log import ChangeKind, count_episode, parse_change, read_head
+from qilbee_core.memory.relevance import vitality
+from qilbee_core.records import Records
 
-__all__ = ["Problem", "VerifyReport", "verify"]
+__all__ = ["INVARIANTS", "Problem", "VerifyReport", "agent_ids", "read_episode", "verify"]
 
-_RESERVED = (Space.STATE, Space.EXPIRY, Space.TERMS, Space.VECTOR, Space.PLAN, Space.ACCOUNT)
+INVARIANTS = {
+    "engine-damaged": False,
+    "key-unknown": False,
+    "key-malformed": False,
+    "key-reserved": False,
+    "catalog-entry-missing": True,
+    "catalog-entry-altered": True,
+    "catalog-entry-unknown": False,
+    "record-corrupt": False,
+    "record-unreadable": False,
+    "episode-missing": False,
+    "history-missing": False,
+    "history-orphan": False,
+    "history-wrong": False,
+    "head-missing": True,
+    "head-corrupt": True,
+    "head-counts": True,
+    "head-clocks": True,
+    "vitality-missing": True,
+    "vitality-orphan": True,
+    "vitality-wrong": True,
+    "mark-missing": True,
+    "mark-orphan": True,
+    "mark-corrupt": True,
+    "change-order": True,
+    "change-corrupt": True,
+    "change-wrong": True,
+}
+"""The names of all that can be wrong, and whether repair() mends it. docs/format.md says what each means."""
+
 PROBLEMS_MAX = 1000
+_RESERVED = (Space.STATE, Space.EXPIRY, Space.TERMS, Space.VECTOR, Space.PLAN, Space.ACCOUNT)
 
 
 class Problem(Struct, frozen=True, kw_only=True):
@@ -38,7 +75,7 @@ class Problem(Struct, frozen=True, kw_only=True):
 
 
 class VerifyReport(Struct, frozen=True, kw_only=True):
-    """What :meth:`Store.verify` found; at most 1000 problems are kept of each walk."""
+    """What :meth:`Store.verify` found; the first 1000 problems are kept."""
 
     agents: int
     episodes: int
@@ -55,12 +92,10 @@ def verify(context: Context) -> VerifyReport:
     snapshot = context.backend.snapshot()
     try:
         walk = _Walk(context, snapshot)
-        walk.catalog()
-        walk.strangers()
-        agents = sorted(agent_ids(snapshot))
-        for agent_id in agents:
-            walk.agent(agent_id)
-        return VerifyReport(agents=len(agents), episodes=walk.episodes, problems=walk.problems)
+        walk.attempt(walk.catalog)
+        walk.attempt(walk.strangers)
+        walk.attempt(walk.agents)
+        return VerifyReport(agents=walk.agent_count, episodes=walk.episode_count, problems=walk.problems)
     finally:
         snapshot.close()
 
@@ -72,28 +107,65 @@ def agent_ids(snapshot: Snapshot) -> set[str]:
         if space in (Space.CATALOG, Space.ACCOUNT, Space.EXPIRY):
             continue
         start, stop = range_of(bytes((space,)))
-        while (row := next(snapshot.scan(start, stop), None)) is not None:
-            try:
-                agent_id = parse(row[0]).agent_id
-            except DataError:
-                start = row[0] + b"\x00"  # named as a stranger
-                continue
-            if agent_id is not None:
-                found.add(agent_id)
-                start = AgentKeys(agent_id).range(space)[1]
+        with suppress(CorruptRecordError):  # the engine cannot read on, which strangers() meets too
+            while (row := next(snapshot.scan(start, stop), None)) is not None:
+                after = row[0] + b"\x00"
+                with suppress(CorruptRecordError):  # of no form: a stranger
+                    agent_id = parse(row[0]).agent_id
+                    assert agent_id is not None, "a family of agents"
+                    found.add(agent_id)
+                    after = max(after, AgentKeys(agent_id).range(space)[1])
+                start = after
     return found
 
 
+class _Form(Struct, array_like=True):
+    """The types and bounds of a document's fields: another program may have written them, with a good checksum."""
+
+    episode_type: str
+    content: dict[str, Any]
+    transaction_us: int
+    metadata: dict[str, Any] = {}
+    memory_type: Annotated[int, Meta(ge=0, lt=len(MEMORY_TYPES))] = 0
+    strength: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    reinforced_us: int = 0
+    idempotency_digest: Annotated[str, Meta(pattern="^([0-9a-f]{32})?$")] = ""
+    origin: str = ""
+    previous_us: int = 0
+
+
+def read_episode(records: Records, key: bytes, value: bytes) -> EpisodeDocument:
+    """The document of an episode or of a version of it, trusted with nothing; else CorruptRecordError."""
+    parsed = parse(key)
+    fields = records.open(key, value)
+    try:
+        parse_id(format_id(parsed.id_bytes))
+        msgspec.convert(fields, _Form)
+    except (InvalidError, msgspec.ValidationError) as error:
+        raise CorruptRecordError(f"record {key.hex()} is no episode's: {error}") from error
+    return EpisodeDocument.from_fields(fields)
+
+
 class _Walk:
-    """The problems found so far, and how to look for more."""
+    """What was found so far, and how to look for more."""
 
     def __init__(self, context: Context, snapshot: Snapshot) -> None:
         self.problems: list[Problem] = []
-        self.episodes = 0
+        self.agent_count = 0
+        self.episode_count = 0
         self._context = context
         self._snapshot = snapshot
+        self._whole = True
+        """Whether the plugins for every record of the present agent are installed."""
 
-    def _report(self, invariant: str, key: bytes, message: str, *, derived: bool = False) -> None:
+    def attempt(self, walk: Callable[[], None], key: bytes = b"") -> None:
+        """Do one part of the walk; where the engine itself cannot read on, say so and let the others go on."""
+        try:
+            walk()
+        except DataError as error:
+            self._report("engine-damaged", key, error.message)
+
+    def _report(self, invariant: str, key: bytes, message: str) -> None:
         if len(self.problems) >= PROBLEMS_MAX:
             return
         parsed: ParsedKey | None = None
@@ -106,7 +178,7 @@ class _Walk:
                 agent_id=None if parsed is None else parsed.agent_id,
                 key=key,
                 message=message,
-                derived=derived,
+                derived=INVARIANTS[invariant],
             )
         )
 
@@ -115,12 +187,12 @@ class _Walk:
         expected = self._context.catalog.entries()
         for key, value in self._snapshot.scan(*range_of(bytes((Space.CATALOG,)))):
             if key not in expected:
-                self._report("catalog-entry-unknown", key, f"entry {key[1:]!r} is of no known kind")
+                self._report("catalog-entry-unknown", key, f"entry {key[1:]!r} is none that this store was opened with")
             elif value != expected.pop(key):
-                self._report("catalog-entry-altered", key, f"entry {key[1:]!r} is not what was written", derived=True)
+                self._report("catalog-entry-altered", key, f"entry {key[1:]!r} is not what was written")
         for key in expected:
             if self._snapshot.get(key) is None:
-                self._report("catalog-entry-missing", key, f"entry {key[1:]!r} is missing", derived=True)
+                self._report("catalog-entry-missing", key, f"entry {key[1:]!r} is missing")
 
     def strangers(self) -> None:
         """Every key belongs to a family, is of its form, and of one that this release writes."""
@@ -143,164 +215,171 @@ class _Walk:
         for key, _ in self._snapshot.scan(start):
             self._report("key-unknown", key, f"key {key.hex()} belongs to no family")
 
-    def agent(self, agent_id: str) -> None:
-        """The head equals a recount; every derived row has its episode and every episode its rows."""
-        keys = AgentKeys(agent_id)
-        head = self._head(keys)
-        recount = Head()
-        for key, value in self._snapshot.scan(*keys.range(Space.EPISODE)):
-            id_bytes = key[-16:]
-            recount.newest_id = id_bytes
-            document = self._open(key, value)
-            if document is None:
+    def agents(self) -> None:
+        """Each agent by itself."""
+        for agent_id in sorted(agent_ids(self._snapshot)):
+            self.agent_count += 1
+            keys = AgentKeys(agent_id)
+            for walk in (self._episodes_and_head, self._vitalities, self._marks, self._histories, self._changes):
+                self.attempt(partial(walk, keys), keys.head)
+
+    def _rows(self, keys: AgentKeys, space: Space, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """The agent's rows of one family, without those of no proper form, which are strangers."""
+        for key, value in self._snapshot.scan(*keys.range(space), reverse=reverse):
+            try:
+                parse(key)
+            except DataError:
                 continue
-            self.episodes += 1
-            self._episode(keys, id_bytes, document)
-            count_episode(recount, key, value, document, self._context.orders)
-        if head is None:
+            yield key, value
+
+    def _episodes_and_head(self, keys: AgentKeys) -> None:
+        """Every episode has its derived rows, and the head equals a recount."""
+        self._whole = True
+        recount = Head()
+        for key, value in self._rows(keys, Space.EPISODE):
+            recount.newest_id = key[-16:]
+            document = self._open(key, value)
+            if document is not None:
+                self.episode_count += 1
+                self._episode(keys, key, document)
+                count_episode(recount, key, value, document, self._context.orders)
+        if (stored := self._snapshot.get(keys.head)) is None:
             if any(recount.newest_id):
-                self._report("head-missing", keys.head, f"agent {agent_id!r} has episodes and no head", derived=True)
-        else:
-            if head.counts() != recount.counts():
-                self._report(
-                    "head-counts",
-                    keys.head,
-                    f"the head of agent {agent_id!r} says {head.counts()}, a recount {recount.counts()}",
-                    derived=True,
-                )
-            if head.newest_id < recount.newest_id or head.transaction_us < recount.transaction_us:
-                self._report(
-                    "head-clocks", keys.head, f"episodes of agent {agent_id!r} are beyond its head", derived=True
-                )
-        self._vitalities(keys)
-        self._marks(keys)
-        self._histories(keys)
-        self._changes(keys, head or recount)
-
-    def _head(self, keys: AgentKeys) -> Head | None:
-        value = self._snapshot.get(keys.head)
-        if value is None:
-            return None
+                self._report("head-missing", keys.head, "an agent has episodes and no head")
+            return
         try:
-            return read_head(self._snapshot, keys, value, self._context.records, self._context.orders)
+            head = read_head(self._snapshot, keys, stored, self._context.records, self._context.orders)
         except DataError as error:
-            self._report("head-corrupt", keys.head, error.message, derived=True)
-            return None
+            self._report("head-corrupt", keys.head, error.message)
+            return
+        except ProviderNotFoundError:
+            return  # a record that the log moves the head on by, which is named
+        if self._whole and head.counts() != recount.counts():
+            self._report("head-counts", keys.head, f"the head says {head.counts()}, a recount {recount.counts()}")
+        if head.newest_id < recount.newest_id or head.transaction_us < recount.transaction_us:
+            self._report("head-clocks", keys.head, "an episode is newer than the newest that the head knows of")
 
-    def _open(self, key: bytes, value: bytes) -> EpisodeDocument | None:
-        try:
-            return EpisodeDocument.from_fields(self._context.records.open(key, value))
-        except (DataError, ProviderNotFoundError) as error:
-            self._report("record-corrupt" if isinstance(error, DataError) else "record-unreadable", key, str(error))
-            return None
-
-    def _place(self, document: EpisodeDocument) -> tuple[Order, int]:
-        order = self._context.orders[document.memory_type]
-        return order, vitality(order, document.strength, document.decay_start_us())
-
-    def _episode(self, keys: AgentKeys, id_bytes: bytes, document: EpisodeDocument) -> None:
-        order, place = self._place(document)
-        expected = keys.vitality(order.number, place, id_bytes)
-        if self._snapshot.get(expected) is None:
-            self._report(
-                "vitality-missing",
-                expected,
-                f"episode {format_id(id_bytes)} is not in its relevance order",
-                derived=True,
-            )
+    def _episode(self, keys: AgentKeys, key: bytes, document: EpisodeDocument) -> None:
+        id_bytes = key[-16:]
+        name = f"episode {format_id(id_bytes)}"
+        place = self._place(keys, id_bytes, document)
+        if self._snapshot.get(place) is None:
+            self._report("vitality-missing", place, f"{name} is not in its relevance order")
         if document.idempotency_digest:
             mark = keys.idempotency_key(bytes.fromhex(document.idempotency_digest))
             if self._snapshot.get(mark) is None:
-                self._report(
-                    "key-missing",
-                    mark,
-                    f"the idempotency key of episode {format_id(id_bytes)} is missing",
-                    derived=True,
-                )
-        version = document
-        while version.previous_us:
-            history_key = keys.history(id_bytes, version.previous_us)
-            value = self._snapshot.get(history_key)
-            if value is None:
-                self._report("history-missing", history_key, f"a version of episode {format_id(id_bytes)} is missing")
-                return
-            opened = self._open(history_key, value)
-            if opened is None or opened.previous_us >= version.previous_us:
-                return
-            version = opened
+                self._report("mark-missing", mark, f"the idempotency key of {name} is missing")
+        if document.previous_us:
+            version = keys.history(id_bytes, document.previous_us)
+            if self._snapshot.get(version) is None:
+                self._report("history-missing", version, f"the version that {name} replaced is missing")
 
-    def _current(self, keys: AgentKeys, id_bytes: bytes) -> EpisodeDocument | None:
-        key = keys.episode(id_bytes)
-        value = self._snapshot.get(key)
-        if value is None:
-            return None
+    def _open(self, key: bytes, value: bytes) -> EpisodeDocument | None:
+        """What a record holds; where that cannot be told, it is reported."""
         try:
-            return EpisodeDocument.from_fields(self._context.records.open(key, value))
-        except (DataError, ProviderNotFoundError):
-            return None  # reported with the episodes
+            return read_episode(self._context.records, key, value)
+        except ProviderNotFoundError as error:
+            self._whole = False
+            self._report("record-unreadable", key, str(error))
+        except DataError as error:
+            self._report("record-corrupt", key, error.message)
+        return None
+
+    def _place(self, keys: AgentKeys, id_bytes: bytes, document: EpisodeDocument) -> bytes:
+        order = self._context.orders[document.memory_type]
+        return keys.vitality(order.number, vitality(order, document.strength, document.decay_start_us()), id_bytes)
+
+    def _exists(self, keys: AgentKeys, id_bytes: bytes) -> bool:
+        return self._snapshot.get(keys.episode(id_bytes)) is not None
+
+    def _current(self, keys: AgentKeys, id_bytes: bytes) -> tuple[bool, EpisodeDocument | None]:
+        """Whether an episode is there, and what it holds now, where that can be told."""
+        key = keys.episode(id_bytes)
+        if (value := self._snapshot.get(key)) is None:
+            return False, None
+        with suppress(DataError, ProviderNotFoundError):  # reported with the episodes
+            return True, read_episode(self._context.records, key, value)
+        return True, None
 
     def _vitalities(self, keys: AgentKeys) -> None:
-        for key, value in self._snapshot.scan(*keys.range(Space.VITALITY)):
-            document = self._current(keys, key[-16:])
-            if document is None:
-                self._report("vitality-orphan", key, "a place in the relevance order has no episode", derived=True)
-                continue
-            order, place = self._place(document)
-            if key != keys.vitality(order.number, place, key[-16:]):
-                self._report("vitality-wrong", key, "a place in the relevance order is not its episode's", derived=True)
-            if value:
-                self._report("vitality-altered", key, "a place in the relevance order holds a value", derived=True)
+        """Every place in the relevance order is its episode's."""
+        for key, value in self._rows(keys, Space.VITALITY):
+            id_bytes = key[-16:]
+            exists, document = self._current(keys, id_bytes)
+            if not exists:
+                self._report("vitality-orphan", key, f"episode {format_id(id_bytes)} is gone, its place is not")
+            elif document is not None and (key != self._place(keys, id_bytes, document) or value):
+                self._report("vitality-wrong", key, f"this is not the place of episode {format_id(id_bytes)}")
 
     def _marks(self, keys: AgentKeys) -> None:
-        for key, value in self._snapshot.scan(*keys.range(Space.KEY)):
+        """Every idempotency key stands for the episode that was stored with it."""
+        for key, value in self._rows(keys, Space.KEY):
             try:
-                document = self._current(keys, unframe(key, value))
+                id_bytes = unframe(key, value)
             except DataError as error:
-                self._report("key-corrupt", key, error.message, derived=True)
+                self._report("mark-corrupt", key, error.message)
                 continue
-            if document is None or document.idempotency_digest != key[-16:].hex():
-                self._report("key-orphan", key, "an idempotency key has no episode", derived=True)
+            exists, document = self._current(keys, id_bytes)
+            if not exists:
+                self._report("mark-orphan", key, f"episode {format_id(id_bytes)} is gone, its idempotency key is not")
+            elif document is not None and document.idempotency_digest != key[-16:].hex():
+                self._report("mark-orphan", key, f"episode {format_id(id_bytes)} was not stored under this key")
 
     def _histories(self, keys: AgentKeys) -> None:
-        for key, value in self._snapshot.scan(*keys.range(Space.HISTORY)):
-            id_bytes, transaction_us = key[-24:-8], int.from_bytes(key[-8:], "big")
-            version = self._open(key, value)
-            if version is None:
-                continue
-            current = self._snapshot.get(keys.episode(id_bytes))
-            if current is None:
-                self._report("history-orphan", key, f"a version of episode {format_id(id_bytes)}, which is gone")
-            elif version.transaction_us != transaction_us or not self._is_reached(keys, id_bytes, transaction_us):
-                self._report("history-wrong", key, f"episode {format_id(id_bytes)} has no such version")
+        """The earlier versions of an episode are a chain: each says when the one before it was recorded."""
+        rows = self._rows(keys, Space.HISTORY, reverse=True)
+        for id_bytes, versions in groupby(rows, key=lambda row: row[0][-24:-8]):
+            name = f"episode {format_id(id_bytes)}"
+            exists, current = self._current(keys, id_bytes)
+            # Newest first. None: the link to the next one cannot be read, so it is taken on trust.
+            due = None if current is None else current.previous_us
+            for number, (key, value) in enumerate(versions):
+                version = self._open(key, value)
+                recorded_us = int.from_bytes(key[-8:], "big")
+                if not exists:
+                    self._report("history-orphan", key, f"{name} is gone, this version of it is not")
+                elif due is not None and recorded_us > due:
+                    self._report("history-wrong", key, f"{name} never was of this version")
+                    continue
+                elif due is not None and recorded_us < due and number:
+                    self._report("history-missing", keys.history(id_bytes, due), f"a version of {name} is missing")
+                due = None if version is None else version.previous_us
+                if version is not None and version.transaction_us != recorded_us:
+                    self._report("history-wrong", key, f"this version of {name} was recorded at another time")
+            if due and exists:
+                self._report("history-missing", keys.history(id_bytes, due), f"a version of {name} is missing")
 
-    def _is_reached(self, keys: AgentKeys, id_bytes: bytes, transaction_us: int) -> bool:
-        version = self._current(keys, id_bytes)
-        while version is not None and version.previous_us > transaction_us:
-            key = keys.history(id_bytes, version.previous_us)
-            value = self._snapshot.get(key)
-            try:
-                version = None if value is None else EpisodeDocument.from_fields(self._context.records.open(key, value))
-            except (DataError, ProviderNotFoundError):
-                version = None
-        return version is None or version.previous_us == transaction_us
-
-    def _changes(self, keys: AgentKeys, head: Head) -> None:
-        expected = head.trimmed + 1
-        for key, value in self._snapshot.scan(*keys.range(Space.CHANGE)):
+    def _changes(self, keys: AgentKeys) -> None:
+        """The log goes from where it was trimmed to the head, forward in time, and ends in what is there."""
+        try:
+            head = Head.decode(keys.head, self._snapshot.get(keys.head) or b"")
+        except DataError:
+            head = None  # reported
+        due = None if head is None else head.trimmed + 1
+        recorded_us = 0
+        unexplained: dict[bytes, tuple[bytes, ChangeKind]] = {}
+        for key, value in self._rows(keys, Space.CHANGE):
             sequence = int.from_bytes(key[-8:], "big")
-            if sequence != expected:
-                self._report(
-                    "change-order", key, f"entry {sequence} of the change log, where {expected} is due", derived=True
-                )
-            expected = sequence + 1
+            if due is not None and sequence != due:
+                self._report("change-order", key, f"entry {sequence} of the change log, where {due} is due")
+            due = sequence + 1
             try:
-                parse_change(key, value)
+                change = parse_change(key, value)
             except DataError as error:
-                self._report("change-corrupt", key, error.message, derived=True)
-        if expected != head.sequence + 1:
-            self._report(
-                "change-order",
-                keys.change(expected),
-                f"the change log ends before {expected}, the head says {head.sequence}",
-                derived=True,
-            )
+                self._report("change-corrupt", key, error.message)
+                continue
+            if change.transaction_us <= recorded_us:
+                self._report("change-wrong", key, f"entry {sequence} of the change log is not later than the last")
+            recorded_us = change.transaction_us
+            for id_bytes in change.ids:
+                if self._exists(keys, id_bytes) is (change.kind is not ChangeKind.DELETE):
+                    unexplained.pop(id_bytes, None)
+                else:
+                    unexplained[id_bytes] = key, change.kind
+        for id_bytes, (key, kind) in unexplained.items():
+            if kind is ChangeKind.DELETE:
+                self._report("change-wrong", key, f"episode {format_id(id_bytes)} is there; it was deleted here")
+            else:
+                self._report("episode-missing", keys.episode(id_bytes), f"episode {format_id(id_bytes)} is gone")
+        if head is not None and due is not None and due <= head.sequence:
+            self._report("change-order", keys.change(due), f"the change log lacks {due} to {head.sequence}")

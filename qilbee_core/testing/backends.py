@@ -897,31 +897,32 @@ class PersistentBackendContract(BackendContract):
     ) -> None:
         eraser = _offered(backend, SupportsErase)
         rows = [(b"row/%05d" % number, os.urandom(200)) for number in range(around)]
-        middle = b"row/%05d" % (around // 2)
-        secrets = [os.urandom(16) for _ in range(4)]
-        single, overwritten, ranged, brief = (secret * (size // 16 + 1) for secret in secrets)
-        _put(backend, *rows[::2], (middle + b"/1", single), (middle + b"/2", overwritten), (middle + b"/3", ranged))
+        middle = b"row/%05d/" % (around // 2)
+        secrets = [os.urandom(16) for _ in range(5)]
+        single, overwritten, ranged, brief = (secret * (size // 16 + 1) for secret in secrets[:4])
+        key = middle + b"3" + secrets[4]
+        _put(backend, *rows[::2], (middle + b"1", single), (middle + b"2", overwritten), (key, ranged))
         if compacted and isinstance(backend, SupportsCompaction):
             backend.compact()
         # Put and deleted with nothing between, so that both may come to lie in one file.
-        _put(backend, (middle + b"/4", brief))
-        backend.write(WriteBatch([Delete(middle + b"/4")]))
-        _put(backend, (middle + b"/2", b"harmless"), *rows[1::2])
-        backend.write(WriteBatch([Delete(middle + b"/1"), DeleteRange(middle + b"/3", middle + b"/4")]))
+        _put(backend, (middle + b"4", brief))
+        backend.write(WriteBatch([Delete(middle + b"4")]))
+        _put(backend, (middle + b"2", b"harmless"), *rows[1::2])
+        backend.write(WriteBatch([Delete(middle + b"1"), DeleteRange(middle + b"3", middle + b"4")]))
         backend.sync()
         assert _files_with(path, secrets), "the secrets never reached a file, so this proves nothing"
 
-        eraser.erase([(middle + b"/1", middle + b"/1\0"), (middle + b"/2", middle + b"/5")])
+        eraser.erase([(middle + b"1", middle + b"1\0"), (middle + b"2", middle + b"5")])
         assert _files_with(path, secrets) == []
-        assert list(backend.scan()) == sorted([*rows, (middle + b"/2", b"harmless")])
+        assert list(backend.scan()) == sorted([*rows, (middle + b"2", b"harmless")])
         backend.close()
         assert _files_with(path, secrets) == []
         with closing(self.open_backend(path)) as again:
-            assert list(again.scan()) == sorted([*rows, (middle + b"/2", b"harmless")])
+            assert list(again.scan()) == sorted([*rows, (middle + b"2", b"harmless")])
 
     def test_everything_can_be_erased(self, backend: StorageBackend, path: Path) -> None:
         secret = os.urandom(16)
-        _put(backend, *((b"%04d" % number, secret * 5) for number in range(1000)))
+        _put(backend, *((b"%04d" % number + secret, secret * 5) for number in range(1000)))
         backend.write(WriteBatch([DeleteRange(b"", b"\xff")]))
         _offered(backend, SupportsErase).erase([(b"", None)])
         assert _files_with(path, [secret]) == []

@@ -1,0 +1,328 @@
+"""The commands, one function each."""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from importlib.metadata import version
+from importlib.resources import as_file, files
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Annotated, ParamSpec, TypeVar
+
+import msgspec
+import typer
+from msgspec.structs import asdict
+
+from qilbee_core.cli import quickstart as quickstart_run
+from qilbee_core.cli.display import counted, episodes_table, figures, moment, say, say_aside, table
+from qilbee_core.config import Settings, StorageSettings
+from qilbee_core.errors import DataError, InvalidError, NotFoundError, QilbeeError
+from qilbee_core.limits import LIMIT_MAX
+from qilbee_core.memory.verify import Problem, VerifyReport
+from qilbee_core.plugins import Plugins, Registry, load_plugins
+from qilbee_core.store import Store, open_store
+
+__all__ = ["app", "main"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_QUICKSTART_DATA = "quickstart-data"
+_ROWS_MAX = 50
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_app, name="config", help="Look at a configuration file.")
+
+Directory = Annotated[
+    Path | None,
+    typer.Argument(metavar="DIR", help="Directory of the store.  [default: data_path of the configuration]"),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", exists=True, dir_okay=False, metavar="FILE", help="TOML file with the settings."),
+]
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what a store holds may not be in the terminal's encoding
+    app(prog_name="qilbee")
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qilbee-core {version('qilbee-core')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _qilbee(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Durable memory for AI agents: try it, and look into a store."""
+
+
+def _telling_errors(command: Callable[P, T]) -> Callable[P, T]:
+    """``command``, with each error of ours told in one line."""
+
+    @functools.wraps(command)
+    def telling(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return command(*args, **kwargs)
+        except QilbeeError as error:
+            say_aside(f"error: {error}", "red")
+            raise typer.Exit(1) from error
+
+    return telling
+
+
+# --- the first run
+
+
+@app.command()
+@_telling_errors
+def quickstart(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            metavar="FILE",
+            help="Conversations, one JSON object a line.  [default: the sample that comes with qilbee]",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help=f"Directory of the store.  [default: {_QUICKSTART_DATA}]")
+    ] = None,
+    backend: Annotated[str | None, typer.Option(metavar="NAME", help="Storage engine.  [default: rocksdb]")] = None,
+    compression: Annotated[
+        str | None, typer.Option(metavar="NAME", help="none, lz4, snappy or zstd.  [default: lz4]")
+    ] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Store conversations, and read them back.
+
+    The store is closed, and opened again by a new process that shows what is in it. Each line of FILE is
+    an object with the texts agent_id, user_input and agent_response and, if you like, event_time
+    (2026-03-02T09:14:05Z) and metadata (an object). A second run with the same FILE and DIR stores
+    nothing twice.
+    """
+    settings = _settings(config, data, backend=backend, compression_type=compression)
+    if data is None and settings.storage.data_path == StorageSettings().data_path:
+        settings = settings.with_storage({"data_path": _QUICKSTART_DATA})
+    engine = settings.storage.backend
+    if engine is not None and not _plugins(settings).backends.find(engine).directory:
+        raise InvalidError(
+            f"the {engine} backend keeps nothing when it is closed, so there would be nothing to reopen",
+            remedy="leave --backend out, or give rocksdb",
+        )
+    sample = files("qilbee_core") / "samples" / "conversations.jsonl"
+    with nullcontext(file) if file else as_file(sample) as path:
+        quickstart_run.run(path, settings, config)
+
+
+# --- a look into a store
+
+
+@app.command()
+@_telling_errors
+def show(
+    directory: Directory = None,
+    agent: Annotated[str | None, typer.Option(metavar="ID", help="Only this agent.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=LIMIT_MAX, help="How many recent episodes.")] = 10,
+    config: ConfigFile = None,
+) -> None:
+    """Show agents, statistics and recent episodes."""
+    with _open_existing(directory, config) as store:
+        agent_ids = _chosen(store, agent)
+        memories = [store.agent_memory(agent_id) for agent_id in agent_ids]
+        statistics = [memory.get_statistics() for memory in memories]
+        recent = heapq.nlargest(
+            limit,
+            (episode for memory in memories for episode in memory.get_recent_episodes(limit)),
+            key=lambda episode: episode.id,
+        )
+        what = f"{store.settings.storage.data_path}: {store.stats()['backend']}, durability {store.durability().level}"
+    say(f"{what}, opened by process {os.getpid()}")
+    rows = [
+        (
+            agent_id,
+            its.total_episodes,
+            round(its.avg_relevance, 2),
+            moment(its.oldest_episode)[:10],
+            moment(its.newest_episode)[:10],
+            its.bytes,
+        )
+        for agent_id, its in zip(agent_ids, statistics, strict=True)
+    ]
+    rows.sort(key=lambda row: row[4], reverse=True)
+    columns = ("agent", "episodes", "relevance", "oldest", "newest", "bytes")
+    say(table(f"Agents: {len(rows):,}", columns, rows[:_ROWS_MAX]))
+    if len(rows) > _ROWS_MAX:
+        say(f"and {len(rows) - _ROWS_MAX:,} more; name one with --agent")
+    say(episodes_table("Recent episodes, the newest first", recent))
+
+
+def _chosen(store: Store, agent: str | None) -> Sequence[str]:
+    known = store.agents()
+    if agent is None:
+        return known
+    agent_id = store.agent_memory(agent).agent_id
+    if agent_id not in known:
+        shown = ", ".join(known[:_ROWS_MAX]) or "none"
+        raise NotFoundError(f"agent {agent!r} has stored nothing here", remedy=f"the agents are {shown}")
+    return [agent_id]
+
+
+@app.command()
+@_telling_errors
+def stats(directory: Directory = None, config: ConfigFile = None) -> None:
+    """Show figures of a store and its engine."""
+    with _open_existing(directory, config) as store:
+        found = list(figures(store.stats()))
+    say(table("Store and engine", ("figure", "value"), found))
+
+
+@app.command()
+@_telling_errors
+def verify(directory: Directory = None, config: ConfigFile = None) -> None:
+    """Check every invariant of a store.
+
+    Each record is read and compared with every index and counter. Nothing is changed.
+    """
+    with _open_existing(directory, config) as store:
+        report = store.verify()
+    _tell(report)
+    if not report.ok:
+        repairable = sum(problem.derived for problem in report.problems)
+        raise DataError(
+            f"{counted(len(report.problems), 'problem')}, of which qilbee repair mends {repairable:,}",
+            remedy="copy the directory first; docs/operations.md says what to do about the rest",
+        )
+
+
+@app.command()
+@_telling_errors
+def repair(directory: Directory = None, config: ConfigFile = None) -> None:
+    """Rebuild counters and indexes.
+
+    Whatever is derived is made anew from the episodes: counters, relevance order, idempotency keys. Copy the
+    directory first.
+    """
+    with _open_existing(directory, config) as store:
+        report = store.repair()
+    say(f"{counted(report.agents, 'agent')} rebuilt from {counted(report.episodes, 'episode')}; verified afterwards:")
+    _tell(report.after)
+    if not report.after.ok:
+        raise DataError(
+            f"{counted(len(report.after.problems), 'problem')} left",
+            remedy="restore those episodes from a copy, as docs/operations.md says",
+        )
+
+
+def _tell(report: VerifyReport) -> None:
+    if report.problems:
+        say(table("Problems", ("invariant", "agent", "what", "repair"), map(_problem, report.problems[:_ROWS_MAX])))
+    if len(report.problems) > _ROWS_MAX:
+        say(f"and {len(report.problems) - _ROWS_MAX:,} more")
+    verdict = "all is as it should be" if report.ok else counted(len(report.problems), "problem")
+    say(f"{counted(report.agents, 'agent')}, {counted(report.episodes, 'episode')}: {verdict}")
+
+
+def _problem(problem: Problem) -> tuple[str, str, str, str]:
+    return problem.invariant, problem.agent_id or "", problem.message, "mends it" if problem.derived else "cannot"
+
+
+# --- plugins and configuration
+
+
+@app.command()
+@_telling_errors
+def plugins(config: ConfigFile = None) -> None:
+    """Show what is installed.
+
+    Engines, codecs, serializers, embedders and consolidation policies, and the package each comes from.
+    """
+    found = _plugins(_settings(config, None))
+    rows = [
+        *_offered(found.backends),
+        *_offered(found.codecs),
+        *_offered(found.serializers),
+        *_offered(found.embedders),
+        *_offered(found.policies),
+    ]
+    say(table("Providers", ("kind", "name", "distribution", "what it is"), rows))
+
+
+def _offered(registry: Registry[T]) -> Iterator[tuple[str, str, str, str]]:
+    for name, provider in registry.providers.items():
+        yield registry.kind, name, registry.distributions[name], provider.summary
+
+
+@config_app.command()
+@_telling_errors
+def check(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE", help="TOML file to check.")],
+) -> None:
+    """Check a configuration file.
+
+    Shows each setting that is in force with it, and where that comes from.
+    """
+    settings = Settings.from_toml(file)
+    found, storage = _plugins(settings), settings.storage
+    if storage.backend is not None:
+        found.backends.find(storage.backend)
+    found.codecs.find(storage.codec)
+    found.serializers.find(storage.serializer)
+    given = tomllib.loads(file.read_text())
+    rows = [
+        (f"{name}.{key}", msgspec.json.encode(value).decode(), _source(name, key, given))
+        for name, values in (("storage", asdict(storage)), ("plugins", asdict(settings.plugins)))
+        for key, value in values.items()
+    ]
+    say(table("Settings in force", ("setting", "value", "from"), rows))
+    say(f"{file} is valid: durability {storage.level}, compression {storage.codec}")
+
+
+def _source(name: str, key: str, given: Mapping[str, Mapping[str, object]]) -> str:
+    variable = f"QILBEE_{name}_{key}".upper()
+    if variable in os.environ:
+        return variable
+    return "the file" if key in given.get(name, {}) else "default"
+
+
+# --- what the commands share
+
+
+def _settings(config: Path | None, directory: Path | None, **given: str | None) -> Settings:
+    """The settings of the file and the environment, with what the command line says."""
+    overrides: dict[str, object] = {key: value for key, value in given.items() if value is not None}
+    if directory is not None:
+        overrides["data_path"] = directory
+    settings = Settings.load() if config is None else Settings.from_toml(config)
+    return settings.with_storage(overrides)
+
+
+def _plugins(settings: Settings) -> Plugins:
+    return load_plugins(disabled=settings.plugins.disabled)
+
+
+def _open_existing(directory: Path | None, config: Path | None) -> Store:
+    """The store that is there already: to look at one must not make it."""
+    settings = _settings(config, directory)
+    path = Path(settings.storage.data_path)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        raise NotFoundError(f"there is no store in {path}", remedy="check the path; qilbee quickstart makes one")
+    return open_store(settings)

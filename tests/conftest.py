@@ -1,0 +1,61 @@
+"""What all tests share: engines to run on, stores in directories of the test's own, no settings from outside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qilbee_core import DeleteRange, Store, WriteBatch, open_store
+from qilbee_core.keys import Space
+
+_MODULES = {"rocksdb": "rocksdict", "leveldb": "plyvel", "ephemeral": "qilbee_core"}
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("QILBEE_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(params=list(_MODULES), scope="session")
+def engine(request: pytest.FixtureRequest) -> str:
+    """Each engine there is; a test that needs files says parametrize("engine", ["rocksdb", "leveldb"]) itself."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def open_here(tmp_path: Path, engine: str) -> Iterator[Callable[..., Store]]:
+    """Open a store of this test, again and again; what is left open is closed at the end."""
+    pytest.importorskip(_MODULES[engine])
+    opened: list[Store] = []
+
+    def open_one(name: str = "data", **overrides: Any) -> Store:
+        opened.append(open_store(tmp_path / name, **{"backend": engine, **overrides}))
+        return opened[-1]
+
+    yield open_one
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture(scope="module")
+def one_store(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Iterator[Store]:
+    """One store for all tests of a module, since opening one takes longer than most of them."""
+    pytest.importorskip(_MODULES[engine])
+    with open_store(tmp_path_factory.mktemp("one") / "data", backend=engine) as store:
+        yield store
+
+
+@pytest.fixture
+def store(one_store: Store) -> Store:
+    """An open store without any agents. A test that closes or breaks its store uses ``open_here``."""
+    # Behind the interface's back: whatever the test before has left goes, and the catalog stays.
+    one_store._backend.write(WriteBatch([DeleteRange(bytes((Space.AGENT,)), b"\xff")]))
+    for agent in one_store._context.agents_in_use():
+        one_store._context.forget(agent)
+    return one_store
