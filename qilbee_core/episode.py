@@ -72,10 +72,9 @@ class Episode:
         self.relevance = relevance
         self._transaction_us: int | None = None
         self._id_given = id is not None
-        self._id = b""
-        self._id_text: str | None = id
         if event_time is None:
             self._id = draw_id(now_us()) if id is None else parse_id(id)
+            self._id_text: str | None = format_id(self._id)
             return
         if not isinstance(event_time, datetime):
             raise InvalidError(
@@ -84,6 +83,7 @@ class Episode:
             )
         event_us = us_of_datetime(event_time)
         self._id = draw_id(event_us) if id is None else parse_id(id)
+        self._id_text = format_id(self._id)
         if event_us_of(self._id) != event_us:
             raise InvalidError(
                 f"id {id} carries the event time {datetime_of_us(event_us_of(self._id)).isoformat()}, "

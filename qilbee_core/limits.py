@@ -44,6 +44,7 @@ IDEMPOTENCY_KEY_BYTES_MAX = 1024
 LIMIT_MAX = 1000
 BATCH_EPISODES_MAX = 1000
 BATCH_BYTES_MAX = 32 << 20
+_EPISODE_TYPES = frozenset({"conversation", "observation", "action"})
 _MEMORY_TYPES = frozenset(MEMORY_TYPES)
 _encode = msgspec.msgpack.Encoder().encode
 _INTEGER_MIN, _INTEGER_MAX = -(1 << 63), (1 << 64) - 1
@@ -74,7 +75,7 @@ def check_episode(episode: Episode) -> None:
             remedy="make one with Episode.conversation(...) or Episode(...)",
         )
     kind = episode.episode_type
-    if type(kind) is not str or not 0 < len(kind) <= EPISODE_TYPE_BYTES_MAX or not kind.isascii():
+    if type(kind) is not str or kind not in _EPISODE_TYPES:
         check_text(kind, "episode_type", EPISODE_TYPE_BYTES_MAX)
     relevance = episode.relevance
     if relevance != 1.0 or type(relevance) is bool:

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from qilbee_core import DeleteRange, Store, WriteBatch, open_store
 from qilbee_core.keys import Space
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 _MODULES = {"rocksdb": "rocksdict", "leveldb": "plyvel", "ephemeral": "qilbee_core"}
 

@@ -459,6 +459,7 @@ def test_verify_names_what_repair_then_mends(store_path: Path) -> None:
     assert re.search(r"head-missing +anna +.* +mends it", output)
     assert "error: 1 problem, of which qilbee repair mends 1: " in output
     status, output = run("repair", store_path)
+    assert "rebuilt; problems before: 1, now:" in output
     assert (status, output.splitlines()[-1]) == (0, "2 agents, 3 episodes: all is as it should be")
     assert run("verify", store_path)[0] == 0
 
@@ -516,7 +517,7 @@ def test_config_check_shows_each_setting_and_its_source(tmp_path: Path, monkeypa
         ('[storage]\ncompression_type = "brotly"', "no codec 'brotly'"),
         ('[storage]\nbackend = "rockdb"', "no backend 'rockdb'"),
         ("[storage\n", "is not TOML"),
-        ("[storage]\nwal_sync_interval_ms = 1", "give at least 10"),
+        ("[storage]\nwal_sync_interval_ms = 1", "storage.wal_sync_interval_ms is 1"),
         ('[plugins]\ndisabled = ["nobody"]', "plugins.disabled names ['nobody']"),
     ],
 )

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from qilbee_core import (
     AgentMemory,
     CorruptRecordError,
+    DataError,
     Delete,
     DeleteRange,
     Episode,
@@ -463,6 +464,15 @@ def test_what_is_true_and_lost_is_named_and_all_else_is_kept(store: Store, damag
         id_bytes = key[-16:]
         assert Put(key, before[Space.EPISODE][key]) == Put(key, store._backend.get(key) or b"")
         assert memory.get_episode(Episode("bot", "", {}, id=as_text(id_bytes)).id) is not None
+
+
+def test_an_episode_of_a_memory_type_of_a_later_release_is_a_data_error_to_whoever_reads_it(store: Store) -> None:
+    write(store, *document_with(4, 9)(store))
+    memory = store.agent_memory("bot")
+    ids = [as_text(key[-16:]) for key, _ in rows(store, Space.EPISODE)]
+    assert all(memory.get_episode(known) is not None for known in ids[:-1])
+    with pytest.raises(DataError, match="memory type"):
+        memory.get_episode(ids[-1])
 
 
 def as_text(id_bytes: bytes) -> str:

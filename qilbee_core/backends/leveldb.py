@@ -1,10 +1,11 @@
-"""LevelDB, through plyvel: small, simple, and natively concurrent.
+"""LevelDB, through plyvel: small and simple.
 
 What the engine or its binding does not do by itself, and what is done about it here:
 
 - Checksums are not verified on reads unless asked for: always asked for.
 - A scan over a damaged block may end silently, and a reverse scan of exactly its first key finds nothing
   (``plyvel.Iterator``): only the raw iterator is used, which reports its status at every step.
+- A snapshot can bring back what was deleted: :class:`_View` is one without LevelDB's help.
 - Closing the database while another thread is inside crashes the process: calls in flight are counted.
 - ``sync=True`` makes the current log durable but not the one before it, which a full memtable may have
   left behind: :meth:`LevelDBBackend.sync` syncs every log itself. What a power cut leaves of logs that were
@@ -12,6 +13,7 @@ What the engine or its binding does not do by itself, and what is done about it 
 - A failed write may leave half a record in the log, behind which nothing would be found again: no handle
   writes again after a failure.
 - A power cut while a database is created leaves one that never opens: it is created beside and renamed.
+- A compaction that fails does not say so, and one that succeeds leaves deleted bytes: :meth:`LevelDBBackend.erase`.
 - There are no range deletes: they are expanded, under the lock that all writes take.
 """
 
@@ -69,6 +71,7 @@ _BLOOM_BITS_PER_KEY = 10
 # What LevelDB's keys begin with: ours with a byte of their own, so that two records enclose them.
 _BEFORE, _KEY, _BEHIND = b"j", b"k", b"l"
 _CHUNK_BYTES_MAX = 64 << 10
+# What opening a database writes besides the pairs of its logs, with room to spare.
 _SPARE_BYTES = 256 << 10
 # A full memtable becomes a table of level 0, 1 or 2: the highest level that overlaps nothing below it.
 _LEVELS_OF_NEW_TABLES = 3
@@ -83,7 +86,6 @@ class _Database(Protocol):
     def get(self, key: bytes, default: None, *, verify_checksums: bool) -> bytes | None: ...
     def raw_iterator(self, *, verify_checksums: bool) -> _Cursor: ...
     def put(self, key: bytes, value: bytes) -> None: ...
-    def delete(self, key: bytes) -> None: ...
     def write_batch(self, *, transaction: bool, sync: bool = False) -> _Batch: ...
     def compact_range(self, *, start: bytes, stop: bytes) -> None: ...
     def get_property(self, name: bytes) -> bytes | None: ...
@@ -127,7 +129,7 @@ class LevelDBBackend(
     SupportsSequence,
     SupportsStats,
 ):
-    """LevelDB in ``options.path``, its own files in the subdirectory ``db``.
+    """LevelDB in ``options.path``, its own files in the subdirectory ``db``, every key with a ``k`` before it.
 
     ``options.engine`` may hold ``write_buffer_bytes`` (16 MiB) and ``block_bytes`` (4 KiB).
     ``options.wal`` is ignored: LevelDB always writes its log, which gives more than asked for.
@@ -148,6 +150,8 @@ class LevelDBBackend(
         # Taken by everything that writes, so that what an Expect saw still holds when its batch is written.
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
+        self._view_lock = threading.Lock()
+        self._views_wait = False
         self._database: _Database | None = None
         self._for_writes: _Database | None = None  # The same, while nothing stands against writing to it.
         self._closed = ""  # Why, once it is.
@@ -185,7 +189,7 @@ class LevelDBBackend(
                 first.put(_BEHIND, b"")
                 first.write()
             for file in fresh.iterdir():
-                _fsync(file)
+                _sync_file(file)
             fsync_directory(fresh)
             fresh.rename(self._files)
             fsync_directory(self._path)
@@ -213,6 +217,9 @@ class LevelDBBackend(
                 # An empty batch takes no number, but its record in the new log says which one is next.
                 database.write_batch(transaction=True).write()
                 self._sequence = first_sequence(logs_in(self._files)[-1]) - 1
+                with suppress(CorruptRecordError):  # Whoever reads there will be told.
+                    if _get(database, _BEHIND) is None:
+                        raise FormatVersionError(f"{self._files} is a LevelDB database, but not one of this backend")
             except BaseException:
                 database.close()
                 raise
@@ -273,6 +280,9 @@ class LevelDBBackend(
         self._closed = f"was opened by process {os.getppid()}, before the fork"
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
+        self._views_wait = False
+        if database is None:
+            return
         for immortal in [database, *_cursors_of(database)]:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(immortal))
 
@@ -307,6 +317,9 @@ class LevelDBBackend(
         return LevelDBSnapshot(self, self._view())
 
     def _view(self) -> _View:
+        if self._views_wait:
+            with self._view_lock:
+                pass
         database = self._enter()
         try:
             return _View(database, database.raw_iterator(verify_checksums=True))
@@ -422,7 +435,7 @@ class LevelDBBackend(
             for log in logs:  # Oldest first: what a power cut leaves is a prefix.
                 # A missing one has become a table, which LevelDB synced before it removed the log.
                 with suppress(FileNotFoundError):
-                    _fsync(log)
+                    _sync_file(log)
             if logs != self._synced_logs:
                 fsync_directory(self._files)
                 self._synced_logs = logs
@@ -543,17 +556,25 @@ class LevelDBBackend(
             self._sequence += len(keys)
 
     def _open_anew(self) -> None:
-        """Reopen the database, or raise StorageError while somebody reads from a snapshot or a scan."""
-        for _ in range(_VIEW_CHECKS):
-            with self._lock:
-                database = self._writable()
-                self._take_database()
-                if not _cursors_of(database):
-                    database.close()
-                    self._open()
-                    return
-                self._database = self._for_writes = database
-            time.sleep(_VIEW_CHECK_INTERVAL_S)
+        """Reopen the database once nobody reads from a snapshot or a scan, or raise StorageError.
+
+        New ones wait meanwhile, so that others come to an end.
+        """
+        with self._view_lock:
+            self._views_wait = True
+            try:
+                for _ in range(_VIEW_CHECKS):
+                    with self._lock:
+                        database = self._writable()
+                        self._take_database()
+                        if not _cursors_of(database):
+                            database.close()
+                            self._open()
+                            return
+                        self._database = self._for_writes = database
+                    time.sleep(_VIEW_CHECK_INTERVAL_S)
+            finally:
+                self._views_wait = False
         raise StorageError(
             f"a snapshot or a scan of {self._path} is open and keeps what was deleted",
             remedy="close it, then erase again",
@@ -577,14 +598,16 @@ class LevelDBSnapshot:
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """One answer for each key, in the order given."""
-        cursor = self._backend._enter_view(self._open_view())
-        try:
-            with self._lock:
+        self._check_open()
+        with self._lock:
+            # Only now a call in flight: one that waited for the lock would be waited for by whoever reopens.
+            cursor = self._backend._enter_view(self._open_view())
+            try:
                 return [_value_at(cursor, _KEY + key) for key in keys]
-        except plyvel.Error as error:
-            raise _our_error(error) from error
-        finally:
-            self._backend._calls.pop()
+            except plyvel.Error as error:
+                raise _our_error(error) from error
+            finally:
+                self._backend._calls.pop()
 
     def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False) -> Iterator[Row]:
         """The pairs of the range at that instant."""
@@ -598,7 +621,7 @@ class LevelDBSnapshot:
         while more:
             chunk: list[Row] = []
             more, size = False, 0
-            self._check_open()  # Before the lock, which another thread may have held at a fork.
+            self._check_open()
             with self._lock:
                 for row in self._backend._rows(self._open_view(), start, stop, reverse):
                     chunk.append(row)
@@ -614,6 +637,7 @@ class LevelDBSnapshot:
                 size_max = min(8 * size_max, _CHUNK_BYTES_MAX)
 
     def _check_open(self) -> None:
+        """Raise if closed. Comes before the lock, which in a forked child nobody may be left to release."""
         self._backend._enter_view(self._open_view())
         self._backend._calls.pop()
 
@@ -630,7 +654,7 @@ class LevelDBSnapshot:
 
 def _our_error(error: Exception, path: Path | None = None, *, writing: bool = False) -> QilbeeError:
     """What plyvel or the system raised, as ours. The only place that reads LevelDB's texts."""
-    text = error.args[0].decode(errors="replace") if isinstance(error, plyvel.Error) else str(error)
+    text = error.args[0].decode(errors="replace") if isinstance(error, plyvel.Error) and error.args else str(error)
     where = "" if path is None else f"{path}: "
     if isinstance(error, plyvel.CorruptionError):
         return CorruptRecordError(f"{where}{text}")
@@ -722,14 +746,14 @@ def _seek_below(cursor: _Cursor, stop: bytes) -> None:
         cursor.seek_to_last()
 
 
-def _cursors_of(database: _Database | None) -> list[object]:
+def _cursors_of(database: _Database) -> list[object]:
     """The iterators of ``database`` that still live. Slow, but nothing else pays for it."""
     return [each for each in gc.get_referrers(database) if isinstance(each, plyvel._plyvel.RawIterator)]
 
 
-def _fsync(file: Path) -> None:
+def _sync_file(file: Path) -> None:
     handle = os.open(file, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fdatasync(handle)
     finally:
         os.close(handle)

@@ -223,7 +223,7 @@ def repair(directory: Directory = None, config: ConfigFile = None) -> None:
     """
     with _open_existing(directory, config) as store:
         report = store.repair()
-    say(f"{counted(report.agents, 'agent')} rebuilt from {counted(report.episodes, 'episode')}; verified afterwards:")
+    say(f"rebuilt; problems before: {len(report.before.problems):,}, now:")
     _tell(report.after)
     if not report.after.ok:
         raise DataError(

@@ -91,7 +91,10 @@ class Operations:
     # --- writes
 
     def store(self, episodes: Sequence[Episode], idempotency_key: str | None = None) -> tuple[list[str], int]:
-        """Store all of ``episodes`` or none; what is stored already, with the same content, stays as it is."""
+        """Store all of ``episodes`` or none; what is stored already, with the same content, stays as it is.
+
+        An idempotency key is for one episode.
+        """
         if len(episodes) > BATCH_EPISODES_MAX:
             raise InvalidError(
                 f"a batch of {len(episodes)} episodes, the most is {BATCH_EPISODES_MAX}",
@@ -127,16 +130,13 @@ class Operations:
         keys, orders, seal = self._keys, self._context.orders, self._records.seal
         transaction_us = head.transaction_us
         touched: Touched = {}
-        ids: list[str] = []
         batch_bytes = 0
         stored.clear()
+        if digest and (known := self._stored_under(digest, episodes[0])) is not None:
+            return [format_id(known)], touched
         for episode in episodes:
-            if digest and (known := self._stored_under(digest, episode)) is not None:
-                ids.append(format_id(known))
-                continue
             # No id above newest_id was ever stored: new episodes are not looked for.
             if episode._id <= head.newest_id and self._is_stored(touched, episode):
-                ids.append(episode.id)
                 continue
             id_bytes = episode._id
             head.newest_id = max(head.newest_id, id_bytes)
@@ -157,14 +157,13 @@ class Operations:
                 operations.append(Put(mark, frame(mark, id_bytes)))
             touched[id_bytes] = value
             batch_bytes += len(value)
-            ids.append(episode.id)
             stored.append(episode)
         if batch_bytes > BATCH_BYTES_MAX and len(episodes) > 1:
             raise BatchTooLargeError(
                 f"the batch takes {batch_bytes} bytes, the most is {BATCH_BYTES_MAX}",
                 remedy="use import_episodes(), which stores any number in bounded batches",
             )
-        return ids, touched
+        return [episode.id for episode in episodes], touched
 
     def _is_stored(self, touched: Touched, episode: Episode) -> bool:
         """Whether the episode is there already; an id of ours that another episode has is drawn again."""

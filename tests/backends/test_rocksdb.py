@@ -755,7 +755,6 @@ class TestOpening:
         )
         assert int(out) > 10, "hardly any creation was interrupted, so this proves little"
 
-    @pytest.mark.parametrize("content", [b"", b"{", b'{"raw_mode":true'])
     def test_the_names_of_new_directories_are_made_durable(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -768,6 +767,7 @@ class TestOpening:
         open_backend(deep).close()
         assert synced == []
 
+    @pytest.mark.parametrize("content", [b"", b"{", b'{"raw_mode":true'])
     def test_a_half_written_file_of_the_binding_does_not_matter(self, path: Path, content: bytes) -> None:
         with closing(open_backend(path)) as backend:
             put(backend, (b"a", b"1"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import unicodedata
 from collections.abc import Iterable
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import assume, given, settings
@@ -89,7 +89,7 @@ class TestKeys:
                     assert (parsed.space, parsed.agent_id) == (space, unicodedata.normalize("NFC", agent_id))
                     assert parsed.fields == byte * FIELDS_BYTES[space]
 
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=400)
     @given(a=st.text(min_size=1, max_size=8), b=st.text(min_size=1, max_size=8), joint=st.text(max_size=3))
     def test_nor_do_any_two_ids_that_somebody_may_think_of(self, a: str, b: str, joint: str) -> None:
         b = a + joint + b
@@ -99,7 +99,7 @@ class TestKeys:
             assume(False)
         assume(encode_agent_id(a) != encode_agent_id(b))
         bounds = sorted(ranges)
-        assert all(stop <= start for (_, stop), (start, _) in zip(bounds, bounds[1:], strict=False))
+        assert all(stop <= start for (_, stop), (start, _) in pairwise(bounds))
 
     def test_forms_that_unicode_takes_for_equal_have_the_same_keys(self) -> None:
         for composed, decomposed in (
@@ -122,8 +122,19 @@ class TestKeys:
 
     @pytest.mark.parametrize(
         "key",
-        [b"", b"\x00", b"\x20", b"\x20\x00", b"\x20\x05bot", b"\x20\x03bot" + bytes(15), b"\x20\x03b/t" + bytes(16)]
-        + [b"\x20\x02\xc3\x28" + bytes(16), b"\x20\x06cafe\xcc\x81" + bytes(16), b"\xff", b"\x10\x03bot\x00"],
+        [
+            b"",
+            b"\x00",
+            b"\xff",
+            b"\x20",
+            b"\x20\x00",
+            b"\x20\x05bot",
+            b"\x20\x03bot" + bytes(15),
+            b"\x20\x03b/t" + bytes(16),
+            b"\x20\x02\xc3\x28" + bytes(16),  # not UTF-8
+            b"\x20\x06cafe\xcc\x81" + bytes(16),  # not NFC
+            b"\x10\x03bot\x00",
+        ],
     )
     def test_a_key_of_no_known_form_is_corrupt(self, key: bytes) -> None:
         with pytest.raises(CorruptRecordError):
@@ -233,7 +244,7 @@ ALLOWED += ["\u0344" * 63, "caf\u00e9", "\U0001f916", "a:b", "C:", "CON", "null"
 class TestIds:
     @pytest.mark.parametrize("agent_id", REFUSED.values(), ids=REFUSED)
     def test_these_are_refused(self, store: Store, agent_id: str) -> None:
-        with pytest.raises(InvalidError, match="agent id.*use 1 to 255 bytes"):
+        with pytest.raises(InvalidError, match=r"agent id.*use 1 to 255 bytes"):
             store.agent_memory(agent_id)
 
     @pytest.mark.parametrize("engine", ["ephemeral"], scope="session")
@@ -242,7 +253,7 @@ class TestIds:
         assert len(CONTROL_CHARACTERS) == 65
         for character in CONTROL_CHARACTERS:
             for agent_id in (character, f"a{character}", f"{character}a", f"a{character}b"):
-                with pytest.raises(InvalidError, match="agent id.*holds"):
+                with pytest.raises(InvalidError, match=r"agent id.*holds"):
                     store.agent_memory(agent_id)
 
     @pytest.mark.parametrize("agent_id", ALLOWED)

@@ -444,7 +444,7 @@ class TestSizes:
             assert read is not None
             assert getattr(read, field) == fields[field]
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(value=st.dictionaries(st.text(max_size=20), st.text(max_size=60), max_size=20), room=st.integers(-40, 40))
     def test_an_object_of_texts_is_measured_exactly(self, value: dict[str, Any], room: int) -> None:
         bytes_max = packed_bytes(value) + room
@@ -590,8 +590,8 @@ class TestNumbers:
     def test_any_other_relevance_is_refused_and_the_memory_is_as_good_as_before(
         self, memory: AgentMemory, relevance: Any, memory_type: Any
     ) -> None:
+        episode = Episode(AGENT, "note", {}, relevance=relevance, memory_type=memory_type)
         with untouched(memory), pytest.raises(InvalidError, match="relevance is"):
-            episode = Episode(AGENT, "note", {}, relevance=relevance, memory_type=memory_type)
             memory.store_episode(episode, idempotency_key="k")
         memory.store_episode(Episode(AGENT, "note", {}))
 

@@ -182,7 +182,7 @@ class TestDeterminism:
 
 
 class TestSums:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.randoms(use_true_random=False), half_lives | st.none(), st.integers(1, 60))
     def test_the_average_is_that_of_a_full_recomputation_after_years_of_changes(
         self, draw: random.Random, half_life_us: int | None, operations: int
