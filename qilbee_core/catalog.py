@@ -6,9 +6,9 @@ release. Names are global and tags are local: a record carries one byte, the cat
 
 from __future__ import annotations
 
+import re
 import threading
 import uuid
-from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
@@ -32,6 +32,7 @@ LAYOUT_VERSION = 1
 SCHEMA_VERSION = 1
 """Fields of a document, which are only ever appended."""
 
+_NUMBER = re.compile("[1-9][0-9]{0,2}|0")
 _FORMAT = "qilbee-store"
 _HEADER = "header"
 _TAG_MAX = 255
@@ -82,6 +83,7 @@ class Catalog:
     def __init__(self, backend: StorageBackend) -> None:
         self._backend = backend
         self._lock = threading.Lock()
+        self._entries: dict[bytes, bytes] = {}
         self.header = self._read_header() or self._create()
         self._tables = self._read()
 
@@ -171,23 +173,29 @@ class Catalog:
 
     def _read(self) -> _Tables:
         tables = _Tables({}, {}, {})
+        entries: dict[bytes, bytes] = {}
         for key, value in self._backend.scan(*range_of(bytes((Space.CATALOG,)))):
-            family, _, number = key[1:].decode("utf-8", "replace").partition("/")
-            if family == "codec":
-                tables.codec[int(number)] = _decode(key, value, Tag)
-            elif family == "serializer":
-                tables.serializer[int(number)] = _decode(key, value, Tag)
-            elif family == "order":
-                tables.order[int(number)] = _decode(key, value, CatalogOrder)
+            name = key[1:].decode("utf-8", "replace")
+            family, _, digits = name.partition("/")
+            if family in tables._fields:
+                if not _NUMBER.fullmatch(digits):
+                    raise CorruptRecordError(f"catalog entry {name!r} has no number")
+                number = int(digits)
+                if family == "order":
+                    tables.order[number] = _decode(key, value, CatalogOrder)
+                elif family == "codec":
+                    tables.codec[number] = _decode(key, value, Tag)
+                else:
+                    tables.serializer[number] = _decode(key, value, Tag)
+            elif name != _HEADER:
+                continue
+            entries[key] = self._entries.get(key, value)  # an entry never changes: what it was opened with
+        self._entries = entries
         return tables
 
     def entries(self) -> dict[bytes, bytes]:
-        """Every entry as it must be stored, by its key: what verify() compares with and repair() puts back."""
-        named: dict[str, Struct] = {_HEADER: self.header}
-        tables: Iterable[tuple[str, Mapping[int, Struct]]] = self._tables._asdict().items()
-        for family, table in tables:
-            named |= {f"{family}/{number}": entry for number, entry in table.items()}
-        return dict(_encode(name, entry) for name, entry in named.items())
+        """Every entry in use, as it was read: what verify() compares with and repair() puts back."""
+        return dict(self._entries)
 
 
 def _encode(name: str, entry: Struct) -> tuple[bytes, bytes]:

@@ -95,6 +95,8 @@ def unseal(key: bytes, value: bytes) -> tuple[int, int, int, int, bytes]:
             raw_bytes, at = _read_varint(value, at + 1)
     except IndexError:
         raise CorruptRecordError(f"record {key.hex()} ends within its header") from None
+    if at > len(value) - 4:
+        raise CorruptRecordError(f"record {key.hex()} ends within its header")
     if raw_bytes > RECORD_BYTES_MAX or version != ENVELOPE_VERSION:
         raise CorruptRecordError(f"record {key.hex()} claims version {version} and {raw_bytes} bytes")
     return value[1], dictionary_id, serializer_tag, raw_bytes, value[at:-4]

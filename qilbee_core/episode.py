@@ -41,7 +41,7 @@ class Episode:
 
     __slots__ = (
         "_id",
-        "_id_given",
+        "_id_fixed",
         "_id_text",
         "_transaction_us",
         "agent_id",
@@ -71,7 +71,7 @@ class Episode:
         self.memory_type = memory_type
         self.relevance = relevance
         self._transaction_us: int | None = None
-        self._id_given = id is not None
+        self._id_fixed = id is not None
         if event_time is None:
             self._id = draw_id(now_us()) if id is None else parse_id(id)
             self._id_text: str | None = format_id(self._id)

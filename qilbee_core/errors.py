@@ -47,6 +47,7 @@ __all__ = [
     "StorageFullError",
     "StoreClosedError",
     "StoreLockedError",
+    "shown",
 ]
 
 
@@ -64,12 +65,27 @@ class QilbeeError(Exception):
     default_remedy: ClassVar[str] = ""
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        # A message may quote what it refuses; whoever prints it must not fail over a lone surrogate.
+        message = message.encode(errors="backslashreplace").decode()
         super().__init__(message)
         self.message = message
         self.remedy = self.default_remedy if remedy is None else remedy
 
     def __str__(self) -> str:
         return f"{self.message}: {self.remedy}" if self.remedy else self.message
+
+
+def shown(value: object) -> str:
+    """``value`` as an error message quotes it: short, and whatever it is.
+
+    >>> shown("x" * 1000)[-10:], shown(10**5000)
+    ("xxxxxx...'", 'int')
+    """
+    try:
+        text = repr(value[:80] + "..." if isinstance(value, str) and len(value) > 80 else value)
+    except Exception:  # repr() of a stranger: too deep, too many digits, or broken
+        return type(value).__name__
+    return text if len(text) <= 200 else type(value).__name__
 
 
 class AuthenticationError(QilbeeError):

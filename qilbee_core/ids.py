@@ -21,7 +21,7 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 
-from qilbee_core.errors import InvalidError
+from qilbee_core.errors import InvalidError, shown
 
 __all__ = [
     "EVENT_US_MAX",
@@ -90,7 +90,7 @@ def draw_id(event_us: int) -> bytes:
 
 def lowest_id(event_us: int) -> bytes:
     """The lower bound of all ids of events at ``event_us`` or later: what a time range is scanned by."""
-    high = event_us + _BIAS_US
+    high = min(max(event_us, -_BIAS_US), EVENT_US_MAX + 1) + _BIAS_US
     return ((high >> 12) << 80 | 8 << 76 | (high & 0xFFF) << 64).to_bytes(16, "big")
 
 
@@ -131,8 +131,9 @@ def parse_id(text: str) -> bytes:
             return id_bytes
     except (ValueError, AttributeError, TypeError):
         pass
-    shown = text if not isinstance(text, str) or len(text) <= 80 else text[:80] + "..."
-    raise InvalidError(f"{shown!r} is not an episode id", remedy="use an id that store_episode() or Episode.id gave")
+    raise InvalidError(
+        f"{shown(text)} is not an episode id", remedy="use an id that store_episode() or Episode.id gave"
+    )
 
 
 def _start_anew() -> None:

@@ -13,7 +13,7 @@ from enum import IntEnum
 
 from msgspec import Struct
 
-from qilbee_core.errors import CorruptRecordError, InvalidError
+from qilbee_core.errors import CorruptRecordError, InvalidError, shown
 
 __all__ = [
     "AGENT_ID_BYTES_MAX",
@@ -93,14 +93,13 @@ def encode_agent_id(agent_id: str) -> bytes:
         encoded = unicodedata.normalize("NFC", agent_id).encode()
     except UnicodeEncodeError:
         raise InvalidError("agent id holds a lone surrogate", remedy=remedy) from None
-    shown = repr(agent_id if len(agent_id) <= 80 else agent_id[:80] + "...")
     if not 1 <= len(encoded) <= AGENT_ID_BYTES_MAX:
-        raise InvalidError(f"agent id {shown} is {len(encoded)} bytes long", remedy=remedy)
+        raise InvalidError(f"agent id {shown(agent_id)} is {len(encoded)} bytes long", remedy=remedy)
     if agent_id in {".", ".."}:
-        raise InvalidError(f"agent id {shown} is not allowed", remedy=remedy)
+        raise InvalidError(f"agent id {shown(agent_id)} is not allowed", remedy=remedy)
     for character in agent_id:
         if character == "/" or unicodedata.category(character) == "Cc":
-            raise InvalidError(f"agent id {shown} holds {character!r}", remedy=remedy)
+            raise InvalidError(f"agent id {shown(agent_id)} holds {character!r}", remedy=remedy)
     return encoded
 
 
@@ -204,7 +203,7 @@ def parse(key: bytes) -> ParsedKey:
     agent, fields = key[at + 1 : at + 1 + length], key[at + 1 + length :]
     try:
         agent_id = agent.decode()
-        if encode_agent_id(agent_id) != agent:
+        if len(agent) != length or encode_agent_id(agent_id) != agent:
             raise ValueError
     except ValueError:
         raise CorruptRecordError(f"key {key.hex()} of {space.name} holds no agent id") from None

@@ -7,11 +7,12 @@ with the path to it, before anything is written.
 from __future__ import annotations
 
 import math
+from datetime import datetime
 
 import msgspec
 
 from qilbee_core.episode import JSON, MEMORY_TYPES, Episode, JSONObject
-from qilbee_core.errors import InvalidError
+from qilbee_core.errors import InvalidError, shown
 
 __all__ = [
     "BATCH_BYTES_MAX",
@@ -25,7 +26,10 @@ __all__ = [
     "LIMIT_MAX",
     "METADATA_BYTES_MAX",
     "check_episode",
+    "check_flag",
     "check_limit",
+    "check_memory_type",
+    "check_moment",
     "check_object",
     "check_relevance",
     "check_text",
@@ -45,7 +49,6 @@ LIMIT_MAX = 1000
 BATCH_EPISODES_MAX = 1000
 BATCH_BYTES_MAX = 32 << 20
 _EPISODE_TYPES = frozenset({"conversation", "observation", "action"})
-_MEMORY_TYPES = frozenset(MEMORY_TYPES)
 _encode = msgspec.msgpack.Encoder().encode
 _INTEGER_MIN, _INTEGER_MAX = -(1 << 63), (1 << 64) - 1
 
@@ -53,7 +56,7 @@ _INTEGER_MIN, _INTEGER_MAX = -(1 << 63), (1 << 64) - 1
 def check_limit(limit: int) -> None:
     """Refuse what is not a whole number from 1 to LIMIT_MAX."""
     if type(limit) is not int or not 1 <= limit <= LIMIT_MAX:
-        raise InvalidError(f"limit is {limit!r}", remedy=f"give a whole number from 1 to {LIMIT_MAX}")
+        raise InvalidError(f"limit is {shown(limit)}", remedy=f"give a whole number from 1 to {LIMIT_MAX}")
 
 
 def check_text(value: object, name: str, bytes_max: int) -> None:
@@ -78,18 +81,38 @@ def check_episode(episode: Episode) -> None:
     if type(kind) is not str or kind not in _EPISODE_TYPES:
         check_text(kind, "episode_type", EPISODE_TYPE_BYTES_MAX)
     relevance = episode.relevance
-    if relevance != 1.0 or type(relevance) is bool:
+    if type(relevance) is not float or relevance != 1.0:
         check_relevance(relevance)
-    if episode.memory_type not in _MEMORY_TYPES:
-        raise InvalidError(f"memory_type is {episode.memory_type!r}", remedy=f"give one of {', '.join(MEMORY_TYPES)}")
+    if episode.memory_type != "episodic":
+        check_memory_type(episode.memory_type)
     check_object(episode.content, "content", CONTENT_BYTES_MAX)
     check_object(episode.metadata, "metadata", METADATA_BYTES_MAX)
+
+
+def check_memory_type(memory_type: object) -> None:
+    """Refuse what is not one of MEMORY_TYPES."""
+    if type(memory_type) is not str or memory_type not in MEMORY_TYPES:
+        raise InvalidError(f"memory_type is {shown(memory_type)}", remedy=f"give one of {', '.join(MEMORY_TYPES)}")
+
+
+def check_flag(value: object, name: str) -> None:
+    """Refuse what is not True or False."""
+    if type(value) is not bool:
+        raise InvalidError(f"{name} is {shown(value)}", remedy="give True or False")
+
+
+def check_moment(value: object, name: str) -> None:
+    """Refuse what is not a datetime."""
+    if not isinstance(value, datetime):
+        raise InvalidError(
+            f"{name} is {type(value).__name__}, not a datetime", remedy="give datetime.fromtimestamp(seconds, UTC)"
+        )
 
 
 def check_relevance(relevance: object) -> None:
     """Refuse what is not a number from 0 to 1."""
     if (type(relevance) is not float and type(relevance) is not int) or not 0 <= relevance <= 1:
-        raise InvalidError(f"relevance is {relevance!r}", remedy="give a number from 0 to 1")
+        raise InvalidError(f"relevance is {shown(relevance)}", remedy="give a number from 0 to 1")
 
 
 def check_object(value: JSONObject, name: str, bytes_max: int) -> None:
@@ -117,7 +140,7 @@ def check_object(value: JSONObject, name: str, bytes_max: int) -> None:
     else:
         if room > 0 and len(value) <= JSON_KEYS_MAX:
             return
-    _walk(value, name)
+    _walk(value, name, bytes_max)
     try:
         size = len(_encode(value))
     except UnicodeEncodeError:
@@ -126,34 +149,42 @@ def check_object(value: JSONObject, name: str, bytes_max: int) -> None:
         raise InvalidError(f"{name} takes {size} bytes, the most is {bytes_max}", remedy="store it in parts")
 
 
-def _walk(root: JSON, name: str) -> None:
+def _walk(root: JSON, name: str, bytes_max: int) -> None:
     stack: list[tuple[object, str, int]] = [(root, name, 1)]
-    keys = 0
+    keys = items = 0
     while stack:
         value, path, depth = stack.pop()
-        if depth > JSON_DEPTH_MAX:
-            raise InvalidError(f"{name} is nested more than {JSON_DEPTH_MAX} deep", remedy="flatten it")
         if type(value) is dict:
             keys += len(value)
             if keys > JSON_KEYS_MAX:
                 raise InvalidError(f"{name} has more than {JSON_KEYS_MAX} keys", remedy="store several episodes")
-            for key, item in value.items():
+            for key in value:
                 if type(key) is not str:
-                    raise InvalidError(f"key {key!r} of {path} is {type(key).__name__}", remedy="use text as keys")
-                stack.append((item, f"{path}.{key}", depth + 1))
+                    raise InvalidError(f"{path} has the key {shown(key)}, not a text", remedy="use text as keys")
+            stack.extend((item, f"{path}.{key}", depth + 1) for key, item in value.items())
         elif type(value) is list:
+            # Each takes a byte at least: refused before it is walked, and however often one list is in another.
+            items += len(value)
+            if items > bytes_max:
+                raise InvalidError(f"{name} takes more than {bytes_max} bytes", remedy="store it in parts")
             stack.extend((item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value))
-        elif type(value) is float:
-            if not math.isfinite(value):
-                raise InvalidError(f"{path} is {value}", remedy="numbers must be finite; leave it out or use None")
-        elif type(value) is int:
-            if not _INTEGER_MIN <= value <= _INTEGER_MAX:
-                raise InvalidError(f"{path} is an integer of more than 64 bits", remedy="store it as text")
-        elif value is not None and type(value) is not str and type(value) is not bool:
-            hint = "a list" if isinstance(value, tuple | set | frozenset) else "text or a number"
-            raise InvalidError(
-                f"{path} is {type(value).__name__}, not a JSON value", remedy=f"turn it into {hint} first"
-            )
+        else:
+            _check_scalar(value, path)
+            continue
+        if depth > JSON_DEPTH_MAX:
+            raise InvalidError(f"{name} is nested more than {JSON_DEPTH_MAX} deep", remedy="flatten it")
+
+
+def _check_scalar(value: object, path: str) -> None:
+    if type(value) is float:
+        if not math.isfinite(value):
+            raise InvalidError(f"{path} is {value}", remedy="numbers must be finite; leave it out or use None")
+    elif type(value) is int:
+        if not _INTEGER_MIN <= value <= _INTEGER_MAX:
+            raise InvalidError(f"{path} is an integer of more than 64 bits", remedy="store it as text")
+    elif value is not None and type(value) is not str and type(value) is not bool:
+        hint = "a list" if isinstance(value, tuple | set | frozenset) else "text or a number"
+        raise InvalidError(f"{path} is {type(value).__name__}, not a JSON value", remedy=f"turn it into {hint} first")
 
 
 def surrogate_error(root: JSON, name: str) -> InvalidError:

@@ -54,6 +54,10 @@ class Records:
         """The bytes to store under ``key``; InvalidError where there are too many."""
         body = self._dumps(document)
         raw_bytes = len(body)
+        if raw_bytes > RECORD_BYTES_MAX:
+            raise InvalidError(
+                f"the record takes {raw_bytes} bytes, the most is {RECORD_BYTES_MAX}", remedy="store it in parts"
+            )
         if self._codec is not None:
             encoded = self._codec.encode(body)
             if len(encoded) < raw_bytes:
@@ -63,10 +67,6 @@ class Records:
             # envelope.seal() for an uncompressed body of the usual size, which is on the path of every store.
             sealed = self._raw_headers[raw_bytes] + body
             return sealed + crc32(sealed, crc32(key)).to_bytes(4, "big")
-        if raw_bytes > RECORD_BYTES_MAX:
-            raise InvalidError(
-                f"the record takes {raw_bytes} bytes, the most is {RECORD_BYTES_MAX}", remedy="store it in parts"
-            )
         return seal(key, Envelope(_NO_CODEC, 0, self._serializer_tag, raw_bytes, body))
 
     def open(self, key: bytes, value: bytes) -> Document:

@@ -22,6 +22,7 @@ from qilbee_core.durability import Durability, DurabilityStatus
 from qilbee_core.episode import JSON
 from qilbee_core.errors import (
     FormatVersionError,
+    ProviderNotFoundError,
     QilbeeError,
     SettingsError,
     StorageError,
@@ -224,21 +225,27 @@ def open_store(
 def _open_backend(settings: Settings, plugins: Plugins) -> StorageBackend:
     storage = settings.storage
     directory = Path(storage.data_path)
-    name = storage.backend
+    name, codec = storage.backend, storage.codec
+    plugins.codecs.find(codec)
+    plugins.serializers.find(storage.serializer)
+    marker_path = directory / _MARKER_NAME
+    is_new = not marker_path.exists()
     if name is None or plugins.backends.find(name).directory:
         name = _claim(directory, name)
-    codec = storage.codec
-    plugins.codecs.find(codec)
-    return plugins.backends.create(
-        name,
-        BackendOptions(
-            path=directory / name,
-            wal=storage.level != "none",
-            compression="none" if storage.compression_scope == "value" else codec,
-            cache_bytes=storage.cache_bytes,
-            engine=storage.engine,
-        ),
+    options = BackendOptions(
+        path=directory / name,
+        wal=storage.level != "none",
+        compression="none" if storage.compression_scope == "value" else codec,
+        cache_bytes=storage.cache_bytes,
+        engine=storage.engine,
     )
+    try:
+        return plugins.backends.create(name, options)
+    except ProviderNotFoundError:
+        # Its package is missing. A marker that names it would keep every other engine out.
+        if is_new:
+            marker_path.unlink(missing_ok=True)
+        raise
 
 
 def _value_codec(backend: StorageBackend, settings: Settings) -> str:
@@ -269,7 +276,7 @@ def _claim(directory: Path, wanted: str | None) -> str:
         if not marker_path.exists():
             _write_marker(directory, marker_path, wanted or _DEFAULT_BACKEND)
         marker = msgspec.json.decode(marker_path.read_bytes(), type=_Marker)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FormatVersionError(
             f"{marker_path} cannot be read: {error}", remedy="restore it from a copy, or open another directory"
         ) from error

@@ -362,7 +362,7 @@ def test_vitality_and_contribution_follow_from_the_steps_of_the_page() -> None:
         if order.half_life_us is None:
             return 4 * place
         steps = (place - order.epoch_us) / order.half_life_us * 256
-        whole = math.trunc(steps) - (steps < 0)
+        whole = math.floor(steps)
         z = (steps - whole) * 0.0027076061740622863
         p = power(whole % 256) * (1 + z * (1 + z * (0.5 + z * 0.16666666666666666)))
         shift = whole // 256 + 12

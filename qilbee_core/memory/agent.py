@@ -8,6 +8,7 @@ from itertools import islice
 
 from qilbee_core.durability import Durability
 from qilbee_core.episode import Episode, JSONObject, MemoryType
+from qilbee_core.errors import InvalidError, shown
 from qilbee_core.ids import format_id, parse_id
 from qilbee_core.limits import BATCH_EPISODES_MAX
 from qilbee_core.memory.operations import BatchTooLargeError, Operations
@@ -56,7 +57,7 @@ class AgentMemory:
 
     def store_episodes(self, episodes: Iterable[Episode]) -> list[str]:
         """Store up to 1000 episodes in one atomic batch, all or none; gives their ids in order."""
-        ids, ticket = self._operations.store(list(islice(episodes, BATCH_EPISODES_MAX + 1)))
+        ids, ticket = self._operations.store(next(batches(episodes, BATCH_EPISODES_MAX + 1), []))
         self._durability.wait(ticket)
         return ids
 
@@ -67,6 +68,8 @@ class AgentMemory:
         exception carries ``stored_ids``, the ids that are stored by then. Importing episodes with the
         same ids again goes on where it stopped: what is stored already is not stored twice.
         """
+        if progress is not None and not callable(progress):
+            raise InvalidError(f"progress is {shown(progress)}", remedy="give a function of one number")
         stored = ImportedIds()
         try:
             for batch in batches(episodes):
@@ -162,10 +165,12 @@ class AgentMemory:
         return self._operations.statistics()
 
 
-def batches(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
-    """Cut a stream into lists of at most BATCH_EPISODES_MAX."""
+def batches(episodes: Iterable[Episode], size: int = BATCH_EPISODES_MAX) -> Iterator[list[Episode]]:
+    """Cut a stream into lists of at most ``size``."""
+    if not isinstance(episodes, Iterable):
+        raise InvalidError(f"episodes is {shown(episodes)}", remedy="give a list, or any iterable, of Episode")
     remaining = iter(episodes)
-    while batch := list(islice(remaining, BATCH_EPISODES_MAX)):
+    while batch := list(islice(remaining, size)):
         yield batch
 
 

@@ -18,7 +18,7 @@ from typing import ParamSpec, TypeVar
 from qilbee_core.durability import Durability
 from qilbee_core.episode import Episode, JSONObject, MemoryType
 from qilbee_core.limits import BATCH_EPISODES_MAX
-from qilbee_core.memory.agent import AgentMemory
+from qilbee_core.memory.agent import AgentMemory, batches
 from qilbee_core.memory.operations import Operations
 from qilbee_core.memory.statistics import ClearReceipt, MemoryStatistics
 
@@ -82,7 +82,7 @@ class AsyncAgentMemory:
 
     async def store_episodes(self, episodes: Iterable[Episode]) -> list[str]:
         """Store up to 1000 episodes in one atomic batch, all or none; gives their ids in order."""
-        batch = list(islice(episodes, BATCH_EPISODES_MAX + 1))
+        batch = next(batches(episodes, BATCH_EPISODES_MAX + 1), [])
         if len(batch) <= _DIRECT_EPISODES_MAX:
             return await self._durable(self._operations.store, batch)
         ids, ticket = await self._in_pool(self._operations.store, batch)
@@ -113,7 +113,7 @@ class AsyncAgentMemory:
     ) -> list[Episode]:
         """The newest episodes by event time, newest first."""
         recent = self._operations.recent
-        if limit <= _DIRECT_EPISODES_MAX and episode_type is None and memory_type is None:
+        if type(limit) is int and limit <= _DIRECT_EPISODES_MAX and episode_type is None and memory_type is None:
             return await self._quick(recent, limit, before, None, None)
         return await self._in_pool(recent, limit, before, episode_type, memory_type)
 
@@ -145,9 +145,9 @@ class AsyncAgentMemory:
 
     async def delete_episode(self, id: str, *, erase: bool = False) -> bool:
         """Delete an episode with all its versions; gives False where there is none."""
-        if erase:
+        if erase is True:
             return await self._in_pool(self._memory.delete_episode, id, erase=True)
-        return await self._durable(self._operations.delete, id, erase=False)
+        return await self._durable(self._operations.delete, id, erase=erase)
 
     async def clear(self, *, erase: bool = False) -> ClearReceipt:
         """Delete everything this agent remembers, at once; gives the counts of what was deleted."""

@@ -9,7 +9,7 @@ field   what                where it is left out (only at the end)
 3       metadata            {}
 4       memory type         0, its position in MEMORY_TYPES
 5       strength            1.0
-6       reinforced at       0: at the transaction time
+6       reinforced at       0: in the second of the transaction time
 7       idempotency key     "": none; else the hex of its 16-byte digest
 8       origin              "": this is what was first stored; else the digest of that
 9       previous version    0: there is none in HISTORY; else its transaction time
@@ -28,7 +28,7 @@ from qilbee_core.episode import MEMORY_TYPES, Episode, JSONObject
 from qilbee_core.errors import CorruptRecordError
 from qilbee_core.interfaces import Document
 
-__all__ = ["MEMORY_TYPE_NUMBERS", "EpisodeDocument", "digest_of", "digest_of_key", "fields_of"]
+__all__ = ["MEMORY_TYPE_NUMBERS", "EpisodeDocument", "decay_start_us", "digest_of", "digest_of_key", "fields_of"]
 
 _canonical = msgspec.msgpack.Encoder(order="deterministic").encode
 MEMORY_TYPE_NUMBERS = {name: number for number, name in enumerate(MEMORY_TYPES)}
@@ -57,9 +57,12 @@ class EpisodeDocument(Struct):
     def from_fields(cls, fields: Document) -> EpisodeDocument:
         """The document read from a record; fields of a later schema are passed over."""
         try:
-            return cls(*fields[:_FIELDS])  # type: ignore[arg-type]  # the checksum vouches for the types
+            document = cls(*fields[:_FIELDS])  # type: ignore[arg-type]  # the checksum vouches for the types
         except TypeError as error:
             raise CorruptRecordError(f"a document of {len(fields)} fields is not an episode's") from error
+        if document.memory_type not in _NUMBERS:
+            raise CorruptRecordError(f"memory type {document.memory_type!r} is of a later release")
+        return document
 
     def fields(self) -> Document:
         """The fields by position, without the defaults at the end."""
@@ -77,8 +80,8 @@ class EpisodeDocument(Struct):
         return self.origin or self.own_digest()
 
     def decay_start_us(self) -> int:
-        """When its decay began: it was reinforced then, or recorded."""
-        return self.reinforced_us or self.transaction_us
+        """When its decay began: it was reinforced then, or recorded in that second."""
+        return self.reinforced_us or decay_start_us(self.transaction_us)
 
     def episode(self, agent_id: str, id_bytes: bytes, relevance: float) -> Episode:
         """The episode as it is given back, with its relevance now."""
@@ -91,11 +94,12 @@ class EpisodeDocument(Struct):
         episode.relevance = relevance
         episode._id = id_bytes
         episode._id_text = None
-        episode._id_given = True
+        episode._id_fixed = True
         episode._transaction_us = self.transaction_us
         return episode
 
 
+_NUMBERS = range(len(MEMORY_TYPES))
 _FIELDS = len(EpisodeDocument.__struct_fields__)
 _REQUIRED = _FIELDS - len(EpisodeDocument.__struct_defaults__)
 _DEFAULTS: tuple[object, ...] = (None,) * _REQUIRED + ({}, 0, 1.0, 0, "", "", 0)
@@ -121,6 +125,14 @@ def fields_of(episode: Episode, transaction_us: int, idempotency_digest: str) ->
     ).fields()
 
 
+def decay_start_us(transaction_us: int) -> int:
+    """When an episode that is recorded now begins to decay: at the whole second, alike for all of that second."""
+    return transaction_us - transaction_us % 1_000_000
+
+
 def digest_of(episode_type: str, content: JSONObject, metadata: JSONObject, memory_type: int) -> str:
-    """What makes two stores of one id the same store: hex of 16 bytes over what the caller gave."""
+    """What makes two stores of one id the same store: hex of 16 bytes over what the caller gave.
+
+    UnicodeEncodeError where it holds a lone surrogate.
+    """
     return blake2b(_canonical([episode_type, content, metadata, memory_type]), digest_size=16).hexdigest()

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from qilbee_core.batch import Delete, DeleteRange, Operation, Put
 from qilbee_core.envelope import frame, unframe
-from qilbee_core.episode import MEMORY_TYPES, Episode, JSONObject, MemoryType
-from qilbee_core.errors import ConflictError, InvalidError, NotFoundError
+from qilbee_core.episode import Episode, JSONObject, MemoryType
+from qilbee_core.errors import ConflictError, InvalidError, NotFoundError, shown
 from qilbee_core.ids import (
     datetime_of_us,
     event_us_of,
@@ -37,16 +37,26 @@ from qilbee_core.limits import (
     LIMIT_MAX,
     METADATA_BYTES_MAX,
     check_episode,
+    check_flag,
     check_limit,
+    check_memory_type,
+    check_moment,
     check_object,
     check_text,
     surrogate_error,
 )
-from qilbee_core.memory.commit import Agent, Context, Touched
-from qilbee_core.memory.document import MEMORY_TYPE_NUMBERS, EpisodeDocument, digest_of, digest_of_key, fields_of
+from qilbee_core.memory.commit import Agent, Context, Place, Touched
+from qilbee_core.memory.document import (
+    MEMORY_TYPE_NUMBERS,
+    EpisodeDocument,
+    decay_start_us,
+    digest_of,
+    digest_of_key,
+    fields_of,
+)
 from qilbee_core.memory.head import Head
 from qilbee_core.memory.log import ChangeKind
-from qilbee_core.memory.relevance import average, contribution, relevance, vitality
+from qilbee_core.memory.relevance import STRENGTH_MIN, Order, average, contribution, relevance, vitality
 from qilbee_core.memory.statistics import ClearReceipt, MemoryStatistics
 
 __all__ = ["BatchTooLargeError", "Operations"]
@@ -112,6 +122,9 @@ class Operations:
         if idempotency_key is not None:
             check_text(idempotency_key, "idempotency_key", IDEMPOTENCY_KEY_BYTES_MAX)
             digest = digest_of_key(idempotency_key)
+            known, ticket = self._context.commit(self._agent, ChangeKind.UPDATE, self._plan_mark, episodes[0], digest)
+            if known is not None:
+                return [known], ticket
         stored: list[Episode] = []
         answer = self._context.commit(self._agent, ChangeKind.STORE, self._plan_store, episodes, digest, stored)
         if self._observe is not None and stored:
@@ -129,11 +142,10 @@ class Operations:
         # What a store costs is spent here: this is one straight line for a new episode.
         keys, orders, seal = self._keys, self._context.orders, self._records.seal
         transaction_us = head.transaction_us
+        start_us = decay_start_us(transaction_us)
         touched: Touched = {}
         batch_bytes = 0
         stored.clear()
-        if digest and (known := self._stored_under(digest, episodes[0])) is not None:
-            return [format_id(known)], touched
         for episode in episodes:
             # No id above newest_id was ever stored: new episodes are not looked for.
             if episode._id <= head.newest_id and self._is_stored(touched, episode):
@@ -149,9 +161,12 @@ class Operations:
             if episode_type not in head.types:
                 self._check_new_type(head)
             order = orders[MEMORY_TYPE_NUMBERS[episode.memory_type]]
-            place = vitality(order, episode.relevance, transaction_us)
-            head.add(episode_type, len(key) + len(value), order.number, contribution(order, place))
-            operations += (Put(key, value), Put(keys.vitality(order.number, place, id_bytes), b""))
+            place = self._agent.place
+            if place.decay_start_us != start_us or place.order != order.number or episode.relevance != 1.0:
+                place = self._place(order, episode.relevance, start_us)
+            head.add(episode_type, len(key) + len(value), order.number, place.contribution)
+            operations += (Put(key, value), Put(place.key_start + id_bytes, b""))
+            episode._id_fixed = True
             if digest:
                 mark = keys.idempotency_key(digest)
                 operations.append(Put(mark, frame(mark, id_bytes)))
@@ -165,6 +180,26 @@ class Operations:
             )
         return [episode.id for episode in episodes], touched
 
+    def _plan_mark(
+        self, head: Head, operations: list[Operation], episode: Episode, digest: bytes
+    ) -> tuple[str | None, Touched]:
+        """The id that an idempotency key stands for, where it does; an episode that is stored already gets the key."""
+        known = self._stored_under(digest, episode)
+        if known is not None:
+            return format_id(known), {}
+        key = self._keys.episode(episode._id)
+        value = self._backend.get(key)
+        if value is None or not self._is_same(key, value, episode):
+            return None, {}
+        document = self._open(key, value)
+        if document.idempotency_digest:
+            return episode.id, {}  # it has its key: the first one stays
+        sealed = self._records.seal(key, replace(document, idempotency_digest=digest.hex()).fields())
+        head.record_bytes += len(sealed) - len(value)
+        mark = self._keys.idempotency_key(digest)
+        operations += (Put(key, sealed), Put(mark, frame(mark, episode._id)))
+        return episode.id, {episode._id: sealed}
+
     def _is_stored(self, touched: Touched, episode: Episode) -> bool:
         """Whether the episode is there already; an id of ours that another episode has is drawn again."""
         while True:
@@ -175,7 +210,7 @@ class Operations:
                 return False
             if self._is_same(key, value, episode):
                 return True
-            if episode._id_given:
+            if episode._id_fixed:
                 raise ConflictError(
                     f"episode {episode.id} is stored with other content",
                     remedy="use update_episode() to change it, or leave the id out to store another",
@@ -215,10 +250,10 @@ class Operations:
                 origin=old.digest(),
                 previous_us=old.transaction_us,
             )
-            if new.own_digest() == old.own_digest():
-                return self._episode(id_bytes, old), {}
             try:
                 sealed = self._records.seal(key, new.fields())
+                if new.own_digest() == old.own_digest():
+                    return self._episode(id_bytes, old), {}
             except UnicodeEncodeError:
                 raise surrogate_error({"content": new.content, "metadata": new.metadata}, "episode") from None
             # Strength and decay are as before, and so is the place in the order of relevance.
@@ -240,6 +275,7 @@ class Operations:
     def delete(self, id: str, *, erase: bool) -> tuple[bool, int]:
         """Remove an episode with its history; with ``erase`` its bytes leave the files before this returns."""
         id_bytes = parse_id(id)
+        check_flag(erase, "erase")
         engine = self._erasing_engine() if erase else None
         key = self._keys.episode(id_bytes)
         history = self._keys.history_range(id_bytes)
@@ -266,6 +302,7 @@ class Operations:
 
     def clear(self, *, erase: bool) -> tuple[ClearReceipt, int]:
         """Remove everything of the agent in one batch; what it stores next begins a new generation."""
+        check_flag(erase, "erase")
         engine = self._erasing_engine() if erase else None
         receipt, ticket = self._context.clear(
             self._agent, [DeleteRange(*self._keys.range(space)) for space in _AGENT_SPACES]
@@ -284,6 +321,8 @@ class Operations:
 
     def get_many(self, ids: Sequence[str]) -> list[Episode | None]:
         """One answer for each id, in the order given."""
+        if isinstance(ids, str) or not isinstance(ids, Sequence):
+            raise InvalidError(f"ids is {type(ids).__name__}", remedy="give a list of ids")
         if len(ids) > LIMIT_MAX:
             raise InvalidError(f"{len(ids)} ids, the most is {LIMIT_MAX}", remedy="ask for them in parts")
         all_bytes = [parse_id(text) for text in ids]
@@ -299,8 +338,10 @@ class Operations:
         """The newest by event time, below ``before``."""
         check_limit(limit)
         before_bytes = None if before is None else parse_id(before)
-        if memory_type is not None and memory_type not in MEMORY_TYPES:
-            raise InvalidError(f"memory_type is {memory_type!r}", remedy=f"give one of {', '.join(MEMORY_TYPES)}")
+        if memory_type is not None:
+            check_memory_type(memory_type)
+        if episode_type is not None and type(episode_type) is not str:
+            raise InvalidError(f"episode_type is {shown(episode_type)}", remedy="give the name of a type")
         if episode_type is None and memory_type is None:
             return [self._restore(id_bytes, value) for id_bytes, value in self._newest(limit, before_bytes)]
         found: list[Episode] = []
@@ -340,10 +381,13 @@ class Operations:
 
     def between(self, start: datetime | None, end: datetime | None, *, reverse: bool) -> Iterator[Episode]:
         """Episodes with ``start <= event time < end``, as they are now, one at a time."""
+        check_flag(reverse, "reverse")
         low, high = self._keys.range(Space.EPISODE)
         if start is not None:
+            check_moment(start, "start")
             low = self._keys.episode(lowest_id(us_of_datetime(start)))
         if end is not None:
+            check_moment(end, "end")
             high = self._keys.episode(lowest_id(us_of_datetime(end)))
         pairs = self._backend.scan(low, high, reverse=reverse)
         return (self._restore(key[-16:], value) for key, value in pairs)
@@ -368,7 +412,7 @@ class Operations:
                 avg_relevance=0.0,
                 bytes=0,
             )
-        now = now_us()
+        now = max(now_us(), head.transaction_us)  # the clock may have been set back
         orders = {order.number: order for order in self._context.orders}
         total = sum(
             average(orders[number], tally.total, tally.count, now) * tally.count
@@ -391,6 +435,14 @@ class Operations:
         return self._backend.scan(*self._keys.range(Space.EPISODE), reverse=reverse)
 
     # --- parts of the above
+
+    def _place(self, order: Order, strength: float, start_us: int) -> Place:
+        where = vitality(order, strength, start_us)
+        key_start = self._keys.vitality(order.number, where, b"")
+        place = Place(start_us, order.number, where, contribution(order, where), key_start)
+        if strength == 1.0:
+            self._agent.place = place
+        return place
 
     def _check_new_type(self, head: Head) -> None:
         if len(head.types) >= EPISODE_TYPES_MAX:
@@ -419,7 +471,10 @@ class Operations:
 
     def _is_same(self, key: bytes, value: bytes, episode: Episode) -> bool:
         memory_type = MEMORY_TYPE_NUMBERS[episode.memory_type]
-        given = digest_of(episode.episode_type, episode.content, episode.metadata, memory_type)
+        try:
+            given = digest_of(episode.episode_type, episode.content, episode.metadata, memory_type)
+        except UnicodeEncodeError:
+            raise surrogate_error({"content": episode.content, "metadata": episode.metadata}, "episode") from None
         return self._open(key, value).digest() == given
 
     def _open(self, key: bytes, value: bytes) -> EpisodeDocument:
@@ -430,6 +485,8 @@ class Operations:
 
     def _episode(self, id_bytes: bytes, document: EpisodeDocument) -> Episode:
         order = self._context.orders[document.memory_type]
+        if order.half_life_us is None:
+            return document.episode(self.agent_id, id_bytes, max(document.strength, STRENGTH_MIN))
         place = vitality(order, document.strength, document.decay_start_us())
         return document.episode(self.agent_id, id_bytes, relevance(order, place, now_us()))
 

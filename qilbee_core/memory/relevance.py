@@ -72,7 +72,7 @@ def contribution(order: Order, vitality: int) -> int:
         return vitality << _SUM_BITS - _STRENGTH_BITS
     # 2**(steps / 256), by a table for the whole steps and a Taylor polynomial for the rest, to about 1e-12.
     steps = (vitality - order.epoch_us) / half_life_us * 256.0
-    whole = int(steps) if steps >= 0.0 else int(steps) - 1
+    whole = math.floor(steps)
     z = (steps - whole) * 0.0027076061740622863  # ln(2) / 256
     scaled = int(_POWERS[whole & 255] * (1.0 + z * (1.0 + z * (0.5 + z * 0.16666666666666666))))
     shift = (whole >> 8) + 12  # _SUM_BITS - _MANTISSA_BITS

@@ -1,0 +1,629 @@
+"""When an acknowledged write survives a power cut: levels, shared syncs, and syncs that fail."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import TimeoutError as StillRunning
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qilbee_core import (
+    AgentMemory,
+    ConflictError,
+    CorruptRecordError,
+    Episode,
+    NotFoundError,
+    OutcomeUnknownError,
+    SettingsError,
+    StorageError,
+    StorageFullError,
+    StorageSettings,
+    Store,
+    StoreClosedError,
+    WriteBatch,
+)
+
+OpenHere = Callable[..., Store]
+
+PATIENCE_S = 10.0  # for what must happen: nothing is ever proved by waiting that long
+IMPATIENCE_S = 0.2  # for what must not happen: a slow machine can only miss a bug, never see one that is not there
+
+on_disk = pytest.mark.parametrize("engine", ["rocksdb", "leveldb"])
+
+
+def note(number: object = 0, agent_id: str = "bot", **given: Any) -> Episode:
+    return Episode(agent_id, "note", {"number": str(number)}, **given)
+
+
+class Syncs:
+    """Stands before the sync of a store's engine: counts, holds up, makes fail."""
+
+    def __init__(self, store: Store) -> None:
+        self._backend = store._backend
+        self._real = self._backend.sync
+        self.begun = 0
+        self.ended = 0
+        self.error: BaseException | None = None
+        self._came = threading.Semaphore(0)
+        self._open = threading.Event()
+        self._open.set()
+        self._backend.sync = self._sync  # type: ignore[method-assign]
+
+    def _sync(self) -> None:
+        self.begun += 1
+        self._came.release()
+        assert self._open.wait(PATIENCE_S), "nobody let this sync go on"
+        if self.error is not None:
+            raise self.error
+        self._real()
+        self.ended += 1
+
+    def hold(self) -> None:
+        """Let every sync from now on wait for ``let_go``."""
+        self._open.clear()
+
+    def let_go(self) -> None:
+        self._open.set()
+
+    def await_one(self) -> None:
+        """Wait until one more has begun."""
+        assert self._came.acquire(timeout=PATIENCE_S), "no sync came"
+
+
+class Writes:
+    """Tells when writes have reached the engine and hold their ticket."""
+
+    def __init__(self, store: Store) -> None:
+        self._came = threading.Semaphore(0)
+        real = store._durability.wrote
+
+        def wrote() -> int:
+            ticket = real()
+            self._came.release()
+            return ticket
+
+        store._durability.wrote = wrote  # type: ignore[method-assign]
+
+    def await_many(self, count: int) -> None:
+        for _ in range(count):
+            assert self._came.acquire(timeout=PATIENCE_S), "no write came"
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads that are waited for at the end of the test, though not for ever."""
+    pool = ThreadPoolExecutor(20)
+    submitted: list[Future[Any]] = []
+    submit = pool.submit
+
+    def remember(*args: Any, **kwargs: Any) -> Future[Any]:
+        submitted.append(submit(*args, **kwargs))
+        return submitted[-1]
+
+    pool.submit = remember  # type: ignore[method-assign]
+    yield pool
+    if wait(submitted, PATIENCE_S).not_done:
+        abandon(pool)
+    pool.shutdown(wait=False)
+
+
+def abandon(pool: ThreadPoolExecutor) -> None:
+    """Let the interpreter exit though threads of this pool hang: a test has failed already."""
+    from concurrent.futures import thread
+
+    for each in pool._threads:
+        thread._threads_queues.pop(each, None)  # type: ignore[attr-defined]
+    pytest.fail("a thread hangs")
+
+
+def outcome_of(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except BaseException as error:
+        return type(error).__name__
+    return "done"
+
+
+class TestLevels:
+    @pytest.mark.parametrize(
+        ("settings", "level"),
+        [
+            ({}, "interval"),
+            ({"sync_writes": True}, "sync"),
+            ({"enable_wal": False}, "none"),
+            ({"sync_writes": False, "enable_wal": True}, "interval"),
+            ({"wal_sync_interval_ms": 10}, "interval"),
+            ({"durability": "async"}, "async"),
+            ({"durability": "sync"}, "sync"),
+            ({"durability": "sync", "sync_writes": True}, "sync"),
+            ({"durability": "none", "enable_wal": False}, "none"),
+            ({"durability": "none"}, "none"),
+        ],
+    )
+    def test_the_settings_name_it(self, open_here: OpenHere, settings: dict[str, Any], level: str) -> None:
+        assert StorageSettings(**settings).level == level
+        store = open_here(**settings)
+        assert store.durability().level == level
+        store.agent_memory("bot").store_episode(note())
+        assert store.agent_memory("bot").get_statistics().total_episodes == 1
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"sync_writes": True, "enable_wal": False},
+            {"durability": "async", "sync_writes": True},
+            {"durability": "interval", "enable_wal": False},
+            {"durability": "sync", "enable_wal": False},
+            {"durability": "none", "sync_writes": True},
+            {"durability": "often"},
+            {"wal_sync_interval_ms": 9},
+            {"wal_sync_interval_ms": 0},
+            {"wal_sync_interval_ms": -1},
+            {"sync_writes": 1},
+            {"sync_writes": "yes"},
+        ],
+    )
+    @pytest.mark.parametrize("engine", ["rocksdb"])
+    def test_settings_that_contradict_each_other_are_refused_and_make_no_store(
+        self, open_here: OpenHere, tmp_path: Path, settings: dict[str, Any]
+    ) -> None:
+        with pytest.raises(SettingsError):
+            open_here(**settings)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("settings", [{"durability": "async"}, {"enable_wal": False}, {}])
+    def test_only_at_sync_does_a_writer_sync(self, open_here: OpenHere, settings: dict[str, Any]) -> None:
+        store = open_here(**settings, **({} if settings else {"wal_sync_interval_ms": 3_600_000}))
+        syncs = Syncs(store)
+        memory = store.agent_memory("bot")
+        for number in range(20):
+            id_ = memory.store_episode(note(number))
+        memory.update_episode(id_, content={})
+        memory.delete_episode(id_)
+        assert syncs.begun == 0
+
+    def test_at_sync_every_write_is_synced_when_the_call_returns(self, open_here: OpenHere) -> None:
+        store = open_here(sync_writes=True)
+        syncs = Syncs(store)
+        memory = store.agent_memory("bot")
+        id_ = memory.store_episode(note())
+        calls: list[Callable[[], object]] = [
+            lambda: memory.store_episode(note(1)),
+            lambda: memory.store_episodes([note(2), note(3)]),
+            lambda: memory.import_episodes(note(number) for number in range(10)),
+            lambda: memory.update_episode(id_, content={}),
+            lambda: memory.delete_episode(id_),
+            memory.clear,
+        ]
+        for done, call in enumerate(calls, 2):
+            call()
+            assert syncs.ended == syncs.begun == done
+
+    @pytest.mark.parametrize("settings", [{"sync_writes": True}, {}, {"durability": "async"}, {"enable_wal": False}])
+    @on_disk
+    def test_a_clean_close_is_durable_at_every_level(self, open_here: OpenHere, settings: dict[str, Any]) -> None:
+        store = open_here(**settings)
+        ids = store.agent_memory("bot").store_episodes(note(number) for number in range(100))
+        store.close()
+        store = open_here()
+        assert [episode.id for episode in store.agent_memory("bot").episodes()] == ids
+        assert store.verify().problems == []
+
+    @pytest.mark.parametrize("settings", [{"sync_writes": True}, {}, {"durability": "async"}, {"enable_wal": False}])
+    @on_disk
+    def test_after_a_flush_everything_is_in_the_files_at_every_level(
+        self, open_here: OpenHere, tmp_path: Path, settings: dict[str, Any]
+    ) -> None:
+        store = open_here(**settings)
+        syncs = Syncs(store)
+        ids = store.agent_memory("bot").store_episodes(note(number) for number in range(100))
+        store.flush()
+        assert syncs.ended == 1
+        assert store.durability().unsynced_age_ms == 0
+        shutil.copytree(tmp_path / "data", tmp_path / "copy")
+        found = open_here("copy")
+        assert [episode.id for episode in found.agent_memory("bot").episodes()] == ids
+        assert found.verify().problems == []
+
+    @pytest.mark.parametrize("settings", [{}, {"durability": "async"}, {"enable_wal": False}])
+    def test_a_close_syncs_what_was_not_synced_yet(self, open_here: OpenHere, settings: dict[str, Any]) -> None:
+        store = open_here(**{"wal_sync_interval_ms": 3_600_000, **settings})
+        syncs = Syncs(store)
+        store.agent_memory("bot").store_episode(note())
+        store.close()
+        assert syncs.ended >= 1
+
+
+class TestGroupCommit:
+    @pytest.mark.parametrize("writers", [1, 2, 12])
+    @pytest.mark.parametrize("agents", [1, 4])
+    def test_all_who_wait_share_one_sync(
+        self, open_here: OpenHere, threads: ThreadPoolExecutor, writers: int, agents: int
+    ) -> None:
+        store = open_here(sync_writes=True)
+        syncs, writes = Syncs(store), Writes(store)
+        syncs.hold()
+        first = threads.submit(store.agent_memory("first").store_episode, note("first", "first"))
+        syncs.await_one()
+        writes.await_many(1)
+        names = [f"agent {number % agents}" for number in range(writers)]
+        others = [
+            threads.submit(store.agent_memory(name).store_episode, note(number, name))
+            for number, name in enumerate(names)
+        ]
+        writes.await_many(writers)
+        assert syncs.begun == 1
+        assert not any(future.done() for future in [first, *others])
+        syncs.let_go()
+        for future in [first, *others]:
+            future.result(PATIENCE_S)
+        assert syncs.begun == syncs.ended == 2
+
+    def test_a_write_during_a_sync_is_not_taken_for_synced_by_it(
+        self, open_here: OpenHere, threads: ThreadPoolExecutor
+    ) -> None:
+        store = open_here(sync_writes=True)
+        syncs, writes = Syncs(store), Writes(store)
+        memory = store.agent_memory("bot")
+        syncs.hold()
+        first = threads.submit(memory.store_episode, note(1))
+        syncs.await_one()
+        second = threads.submit(lambda: (memory.store_episode(note(2)), syncs.ended))
+        writes.await_many(2)
+        syncs.let_go()
+        first.result(PATIENCE_S)
+        assert second.result(PATIENCE_S)[1] == 2
+
+    def test_readers_do_not_wait_for_a_sync(self, open_here: OpenHere, threads: ThreadPoolExecutor) -> None:
+        store = open_here(sync_writes=True)
+        memory = store.agent_memory("bot")
+        id_ = memory.store_episode(note())
+        syncs = Syncs(store)
+        syncs.hold()
+        writer = threads.submit(memory.store_episode, note(1))
+        syncs.await_one()
+        assert memory.get_episode(id_)
+        assert memory.get_recent_episodes()
+        assert list(memory.episodes())
+        assert memory.get_statistics().total_episodes == 2
+        assert store.verify().problems == []
+        syncs.let_go()
+        writer.result(PATIENCE_S)
+
+    def test_a_flush_is_shared_too(self, open_here: OpenHere, threads: ThreadPoolExecutor) -> None:
+        store = open_here(sync_writes=True)
+        syncs, writes = Syncs(store), Writes(store)
+        syncs.hold()
+        writer = threads.submit(store.agent_memory("bot").store_episode, note())
+        syncs.await_one()
+        writes.await_many(1)
+        flushes = [threads.submit(store.flush) for _ in range(5)]
+        syncs.let_go()
+        for future in [writer, *flushes]:
+            future.result(PATIENCE_S)
+        assert syncs.begun == 1
+        store.flush()
+        assert syncs.begun == 1
+
+    def test_a_close_waits_for_those_who_wait(self, open_here: OpenHere, threads: ThreadPoolExecutor) -> None:
+        store = open_here(sync_writes=True)
+        syncs, writes = Syncs(store), Writes(store)
+        syncs.hold()
+        writers = [threads.submit(store.agent_memory("bot").store_episode, note(number)) for number in range(3)]
+        writes.await_many(3)
+        closing = threads.submit(store.close)
+        syncs.let_go()
+        closing.result(PATIENCE_S)
+        assert [outcome_of(future.result) for future in writers] == ["done"] * 3
+
+
+# What the store says because of an earlier write, which must be durable by then.
+ANSWERS: dict[str, tuple[Callable[[AgentMemory, Episode], object], type[Exception] | None]] = {
+    "already stored": (lambda memory, known: memory.store_episode(known), None),
+    "already stored, in a batch": (lambda memory, known: memory.store_episodes([known, known]), None),
+    "already stored, in an import": (lambda memory, known: memory.import_episodes([known]), None),
+    "already stored, by its key": (lambda memory, _: memory.store_episode(note(), idempotency_key="k"), None),
+    "nothing to change": (lambda memory, known: memory.update_episode(known.id, content=known.content), None),
+    "already gone": (lambda memory, known: memory.delete_episode(note().id), None),
+    "stored with other content": (lambda memory, known: memory.store_episode(note(9, id=known.id)), ConflictError),
+    "other content by its key": (lambda memory, _: memory.store_episode(note(9), idempotency_key="k"), ConflictError),
+    "not there to be updated": (lambda memory, _: memory.update_episode(note().id, content={}), NotFoundError),
+}
+
+
+class TestAnswersThatRestOnEarlierWrites:
+    @pytest.mark.parametrize("answer", ANSWERS)
+    def test_they_wait_until_that_write_is_durable(
+        self, open_here: OpenHere, threads: ThreadPoolExecutor, answer: str
+    ) -> None:
+        call, error = ANSWERS[answer]
+        store = open_here(sync_writes=True)
+        memory, known = store.agent_memory("bot"), note()
+        syncs = Syncs(store)
+        syncs.hold()
+        writer = threads.submit(memory.store_episode, known, idempotency_key="k")
+        syncs.await_one()
+        told = threads.submit(lambda: (outcome_of(lambda: call(memory, known)), syncs.ended))
+        with suppress(StillRunning):
+            told.result(IMPATIENCE_S)
+        syncs.let_go()
+        writer.result(PATIENCE_S)
+        expected = "done" if error is None else error.__name__
+        assert told.result(PATIENCE_S) == (expected, 1)
+
+    def test_already_gone_waits_for_the_delete(self, open_here: OpenHere, threads: ThreadPoolExecutor) -> None:
+        store = open_here(sync_writes=True)
+        memory = store.agent_memory("bot")
+        id_ = memory.store_episode(note())
+        syncs = Syncs(store)
+        syncs.hold()
+        deleting = threads.submit(memory.delete_episode, id_)
+        syncs.await_one()
+        told = threads.submit(lambda: (memory.delete_episode(id_), syncs.ended))
+        with suppress(StillRunning):
+            told.result(IMPATIENCE_S)
+        syncs.let_go()
+        assert deleting.result(PATIENCE_S) is True
+        assert told.result(PATIENCE_S) == (False, 1)
+
+    def test_nothing_to_clear_waits_for_the_clear(self, open_here: OpenHere, threads: ThreadPoolExecutor) -> None:
+        store = open_here(sync_writes=True)
+        memory = store.agent_memory("bot")
+        memory.store_episode(note())
+        syncs = Syncs(store)
+        syncs.hold()
+        clearing = threads.submit(memory.clear)
+        syncs.await_one()
+        told = threads.submit(lambda: (memory.clear().episodes, syncs.ended))
+        with suppress(StillRunning):
+            told.result(IMPATIENCE_S)
+        syncs.let_go()
+        assert clearing.result(PATIENCE_S).episodes == 1
+        assert told.result(PATIENCE_S) == (0, 1)
+
+    def test_also_for_a_write_that_has_not_got_its_ticket_yet(
+        self, open_here: OpenHere, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = open_here(sync_writes=True)
+        memory, known = store.agent_memory("bot"), note()
+        syncs = Syncs(store)
+        wrote, written, ticketed = store._durability.wrote, threading.Event(), threading.Event()
+
+        def slowly() -> int:
+            written.set()
+            assert ticketed.wait(PATIENCE_S)
+            return wrote()
+
+        monkeypatch.setattr(store._durability, "wrote", slowly)
+        writer = threads.submit(memory.store_episode, known)
+        assert written.wait(PATIENCE_S)
+        told = threads.submit(lambda: (memory.store_episode(known), syncs.ended))
+        with suppress(StillRunning):
+            told.result(IMPATIENCE_S)
+        ticketed.set()
+        assert told.result(PATIENCE_S) == (known.id, 1)
+        writer.result(PATIENCE_S)
+
+
+FAILURES: dict[str, Callable[[], Exception]] = {
+    "of the disk": lambda: StorageError("cannot sync: Input/output error"),
+    "with an unknown outcome": lambda: OutcomeUnknownError("cannot sync: Input/output error"),
+    "for want of space": lambda: StorageFullError("cannot sync: No space left on device"),
+    "for corruption": lambda: CorruptRecordError("cannot sync: block checksum mismatch"),
+    "of the system": lambda: OSError(5, "Input/output error"),
+    "of a plugin's own kind": lambda: RuntimeError("a bug in an engine"),
+}
+
+
+class TestFailedSyncs:
+    @pytest.mark.parametrize("failure", FAILURES)
+    def test_all_who_wait_are_told_that_the_outcome_is_unknown_and_nobody_hangs(
+        self, open_here: OpenHere, threads: ThreadPoolExecutor, failure: str
+    ) -> None:
+        store = open_here(sync_writes=True)
+        memory = store.agent_memory("bot")
+        kept = memory.store_episode(note("kept"))
+        syncs, writes = Syncs(store), Writes(store)
+        syncs.hold()
+        syncs.error = FAILURES[failure]()
+        writers = [threads.submit(memory.store_episode, note(number)) for number in range(5)]
+        writes.await_many(5)
+        syncs.let_go()
+        done, hanging = wait(writers, PATIENCE_S / 5)
+        assert not hanging
+        assert [outcome_of(future.result) for future in done] == ["OutcomeUnknownError"] * 5
+        assert syncs.begun == 1
+        assert memory.get_episode(kept)
+
+    def test_the_store_is_read_only_from_then_on(self, open_here: OpenHere, caplog: pytest.LogCaptureFixture) -> None:
+        store = open_here(sync_writes=True)
+        memory = store.agent_memory("bot")
+        id_ = memory.store_episode(note("kept"))
+        syncs = Syncs(store)
+        syncs.error = StorageError("cannot sync: Input/output error")
+        failed = note("failed")
+        with pytest.raises(OutcomeUnknownError, match="Input/output error"):
+            memory.store_episode(failed)
+        assert "read-only" in caplog.text
+        refused: list[Callable[[], object]] = [
+            lambda: memory.store_episode(failed),
+            lambda: memory.store_episode(note()),
+            lambda: memory.store_episodes([note()]),
+            lambda: memory.import_episodes([note()]),
+            lambda: memory.update_episode(id_, content={}),
+            lambda: memory.delete_episode(id_),
+            lambda: store.agent_memory("other").store_episode(note(agent_id="other")),
+            memory.clear,
+            store.flush,
+            store.repair,
+        ]
+        written = count_writes(store)
+        syncs.error = None  # it would work again, and mean nothing
+        assert [outcome_of(call) for call in refused] == ["OutcomeUnknownError"] * len(refused)
+        assert memory.get_episode(id_)
+        assert memory.get_episodes([id_]) != [None]
+        assert memory.get_recent_episodes()
+        assert list(memory.episodes())
+        assert memory.history(id_) == []
+        assert memory.get_statistics().total_episodes >= 1
+        assert store.agents() == ["bot"]
+        assert store.verify().problems == []
+        assert store.stats()["backend"]
+        store.close()
+        assert written == []
+        assert syncs.begun == 1
+
+    def test_what_was_not_synced_goes_on_counting_as_that(self, open_here: OpenHere) -> None:
+        store = open_here(sync_writes=True)
+        syncs = Syncs(store)
+        syncs.error = StorageError("no")
+        with pytest.raises(OutcomeUnknownError):
+            store.agent_memory("bot").store_episode(note())
+        assert store.durability().unsynced_age_ms > 0
+
+    @on_disk
+    def test_opened_again_it_has_what_was_acknowledged_and_takes_the_rest_once(self, open_here: OpenHere) -> None:
+        store = open_here(sync_writes=True)
+        memory = store.agent_memory("bot")
+        kept, failed = note("kept"), note("failed")
+        memory.store_episode(kept)
+        Syncs(store).error = StorageError("no")
+        with pytest.raises(OutcomeUnknownError, match="retry|open it again"):
+            memory.store_episode(failed)
+        store.close()
+        store = open_here(sync_writes=True)
+        memory = store.agent_memory("bot")
+        assert memory.store_episodes([kept, failed]) == [kept.id, failed.id]
+        assert list(memory.episodes()) == [kept, failed]
+        assert store.verify().problems == []
+
+    def test_a_writer_that_comes_too_late_to_wait_does_not_sync_again(self, open_here: OpenHere) -> None:
+        store = open_here(sync_writes=True)
+        syncs = Syncs(store)
+        store._backend.write(WriteBatch([]))
+        ticket = store._durability.wrote()
+        syncs.error = StorageError("no")
+        with pytest.raises(OutcomeUnknownError):
+            store._durability.wait(ticket)
+        syncs.error = None
+        with pytest.raises(OutcomeUnknownError):
+            store._durability.wait(ticket)
+        assert syncs.begun == 1
+
+    def test_ctrl_c_during_a_sync_leaves_nobody_hanging(self, open_here: OpenHere, threads: ThreadPoolExecutor) -> None:
+        store = open_here(sync_writes=True)
+        memory = store.agent_memory("bot")
+        syncs = Syncs(store)
+        syncs.error = KeyboardInterrupt()
+        assert outcome_of(lambda: memory.store_episode(note(1))) == "KeyboardInterrupt"
+        syncs.error = None
+        after = [
+            threads.submit(outcome_of, lambda: memory.store_episode(note(2))),
+            threads.submit(outcome_of, store.flush),
+        ]
+        assert not wait(after, PATIENCE_S / 5).not_done, "they wait for a leader that is gone"
+        closing = threads.submit(outcome_of, store.close)
+        assert not wait([closing], PATIENCE_S / 5).not_done
+
+
+def count_writes(store: Store) -> list[WriteBatch]:
+    written: list[WriteBatch] = []
+    write = store._backend.write
+
+    def count(batch: WriteBatch) -> None:
+        written.append(batch)
+        write(batch)
+
+    store._backend.write = count  # type: ignore[method-assign]
+    return written
+
+
+class TestIntervals:
+    def test_a_write_is_synced_in_the_background(self, open_here: OpenHere) -> None:
+        store = open_here(wal_sync_interval_ms=10)
+        syncs = Syncs(store)
+        for number in range(3):
+            store.agent_memory("bot").store_episode(note(number))
+            syncs.await_one()
+
+    def test_a_write_during_a_sync_is_synced_by_another(self, open_here: OpenHere) -> None:
+        store = open_here(wal_sync_interval_ms=10)
+        syncs = Syncs(store)
+        syncs.hold()
+        store.agent_memory("bot").store_episode(note(1))
+        syncs.await_one()
+        store.agent_memory("bot").store_episode(note(2))
+        syncs.let_go()
+        syncs.await_one()
+
+    def test_a_write_counts_as_unsynced_until_its_sync_has_ended(self, open_here: OpenHere) -> None:
+        store = open_here(wal_sync_interval_ms=10)
+        syncs = Syncs(store)
+        syncs.hold()
+        store.agent_memory("bot").store_episode(note(1))
+        assert store.durability().unsynced_age_ms > 0
+        syncs.await_one()
+        assert store.durability().unsynced_age_ms > 0
+        syncs.let_go()
+        store.flush()
+        assert store.durability().unsynced_age_ms == 0
+
+    def test_writers_do_not_wait_for_it(self, open_here: OpenHere) -> None:
+        store = open_here(wal_sync_interval_ms=10)
+        syncs = Syncs(store)
+        syncs.hold()
+        memory = store.agent_memory("bot")
+        memory.store_episode(note(1))
+        syncs.await_one()
+        for number in range(10):
+            memory.store_episode(note(number))
+        assert memory.get_statistics().total_episodes == 11
+        assert syncs.ended == 0
+        syncs.let_go()
+
+    @pytest.mark.parametrize("failure", FAILURES)
+    def test_when_it_fails_the_store_is_read_only(self, open_here: OpenHere, failure: str) -> None:
+        store = open_here(wal_sync_interval_ms=10)
+        memory = store.agent_memory("bot")
+        syncs = Syncs(store)
+        syncs.error = FAILURES[failure]()
+        id_ = memory.store_episode(note())
+        syncs.await_one()
+        thread = store._durability._thread
+        assert thread is not None
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+        assert outcome_of(lambda: memory.store_episode(note())) == "OutcomeUnknownError"
+        assert outcome_of(store.flush) == "OutcomeUnknownError"
+        assert memory.get_episode(id_)
+        store.close()
+        assert syncs.begun == 1
+
+    def test_a_closed_store_has_no_thread_left(self, open_here: OpenHere) -> None:
+        before = set(threading.enumerate())
+        store = open_here(wal_sync_interval_ms=3_600_000)
+        assert "qilbee-sync" in {thread.name for thread in set(threading.enumerate()) - before}
+        store.close()
+        assert set(threading.enumerate()) <= before
+
+    def test_nor_has_one_whose_close_failed(self, open_here: OpenHere) -> None:
+        before = set(threading.enumerate())
+        store = open_here(wal_sync_interval_ms=3_600_000)
+        store.agent_memory("bot").store_episode(note())
+
+        def fail(batch: WriteBatch) -> None:
+            raise StorageFullError("no space left")
+
+        store._backend.write = fail  # type: ignore[method-assign]
+        Syncs(store).error = StorageError("no")
+        with suppress(StorageError):
+            store.close()
+        assert set(threading.enumerate()) <= before
+        with pytest.raises(StoreClosedError):
+            store.agents()
