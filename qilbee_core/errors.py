@@ -47,7 +47,6 @@ __all__ = [
     "StorageFullError",
     "StoreClosedError",
     "StoreLockedError",
-    "shown",
 ]
 
 
