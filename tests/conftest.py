@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from qilbee_core.keys import Space
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+_PATIENCE_S = 5.0
 _MODULES = {"rocksdb": "rocksdict", "leveldb": "plyvel", "ephemeral": "qilbee_core"}
 
 
@@ -44,7 +46,10 @@ def open_here(tmp_path: Path, engine: str) -> Iterator[Callable[..., Store]]:
 
     yield open_one
     for store in opened:
-        store.close()
+        closing = Thread(target=store.close, daemon=True)
+        closing.start()
+        closing.join(_PATIENCE_S)
+        assert not closing.is_alive(), "the store does not close"
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
     pool.submit = remember  # type: ignore[method-assign]
     yield pool
-    if wait(submitted, PATIENCE_S).not_done:
+    if wait(submitted, PATIENCE_S / 5).not_done:
         abandon(pool)
     pool.shutdown(wait=False)
 
@@ -249,19 +249,19 @@ class TestGroupCommit:
         store = open_here(sync_writes=True)
         syncs, writes = Syncs(store), Writes(store)
         syncs.hold()
-        first = threads.submit(store.agent_memory("first").store_episode, note("first", "first"))
+        futures = [threads.submit(store.agent_memory("first").store_episode, note("first", "first"))]
         syncs.await_one()
         writes.await_many(1)
         names = [f"agent {number % agents}" for number in range(writers)]
-        others = [
+        futures += [
             threads.submit(store.agent_memory(name).store_episode, note(number, name))
             for number, name in enumerate(names)
         ]
         writes.await_many(writers)
         assert syncs.begun == 1
-        assert not any(future.done() for future in [first, *others])
+        assert not any(future.done() for future in futures)
         syncs.let_go()
-        for future in [first, *others]:
+        for future in futures:
             future.result(PATIENCE_S)
         assert syncs.begun == syncs.ended == 2
 
@@ -305,8 +305,9 @@ class TestGroupCommit:
         writes.await_many(1)
         flushes = [threads.submit(store.flush) for _ in range(5)]
         syncs.let_go()
-        for future in [writer, *flushes]:
-            future.result(PATIENCE_S)
+        writer.result(PATIENCE_S)
+        for flush in flushes:
+            flush.result(PATIENCE_S)
         assert syncs.begun == 1
         store.flush()
         assert syncs.begun == 1
@@ -494,7 +495,7 @@ class TestFailedSyncs:
         kept, failed = note("kept"), note("failed")
         memory.store_episode(kept)
         Syncs(store).error = StorageError("no")
-        with pytest.raises(OutcomeUnknownError, match="retry|open it again"):
+        with pytest.raises(OutcomeUnknownError, match=r"retry|open it again"):
             memory.store_episode(failed)
         store.close()
         store = open_here(sync_writes=True)
