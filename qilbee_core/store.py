@@ -121,6 +121,7 @@ class Store:
     def compact(self) -> None:
         """Give the space of what was deleted back now, instead of when the engine gets to it."""
         self._check_open()
+        self._context.settle()
         if isinstance(self._backend, SupportsCompaction):
             self._backend.compact()
 

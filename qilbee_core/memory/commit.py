@@ -270,7 +270,7 @@ class Context:
         self.tails.clear(agent.tail)
 
     def settle(self) -> None:
-        """Before a single opener closes: store the heads, and drop the change logs that nobody else follows."""
+        """Store the heads of a single opener, and drop the change logs, which nobody else follows."""
         if not self.single_process:
             return
         for agent in self.agents_in_use():
