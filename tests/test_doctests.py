@@ -9,7 +9,9 @@ import pytest
 import qilbee_core
 
 MODULES = [
-    info.name for info in pkgutil.walk_packages(qilbee_core.__path__, "qilbee_core.") if not info.name.endswith("__main__")
+    info.name
+    for info in pkgutil.walk_packages(qilbee_core.__path__, "qilbee_core.")
+    if not info.name.endswith("__main__")
 ]
 
 

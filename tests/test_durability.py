@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as StillRunning
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -29,10 +29,18 @@ from qilbee_core import (
     WriteBatch,
 )
 
+T = TypeVar("T")
 OpenHere = Callable[..., Store]
 
 PATIENCE_S = 10.0  # for what must happen: nothing is ever proved by waiting that long
 IMPATIENCE_S = 0.2  # for what must not happen: a slow machine can only miss a bug, never see one that is not there
+
+
+@pytest.fixture(scope="session")
+def engine() -> str:
+    """Syncs are shared above the engines: one is enough, where files do not matter."""
+    return "rocksdb"
+
 
 on_disk = pytest.mark.parametrize("engine", ["rocksdb", "leveldb"])
 
@@ -58,7 +66,7 @@ class Syncs:
     def _sync(self) -> None:
         self.begun += 1
         self._came.release()
-        assert self._open.wait(PATIENCE_S), "nobody let this sync go on"
+        self._open.wait(PATIENCE_S)
         if self.error is not None:
             raise self.error
         self._real()
@@ -74,6 +82,23 @@ class Syncs:
     def await_one(self) -> None:
         """Wait until one more has begun."""
         assert self._came.acquire(timeout=PATIENCE_S), "no sync came"
+
+
+SyncsOf = Callable[[Store], Syncs]
+
+
+@pytest.fixture
+def syncs_of(open_here: OpenHere) -> Iterator[SyncsOf]:
+    """Makes :class:`Syncs`, which hold up nothing any more when the stores are closed after the test."""
+    made: list[Syncs] = []
+
+    def make(store: Store) -> Syncs:
+        made.append(Syncs(store))
+        return made[-1]
+
+    yield make
+    for syncs in made:
+        syncs.let_go()
 
 
 class Writes:
@@ -95,31 +120,18 @@ class Writes:
             assert self._came.acquire(timeout=PATIENCE_S), "no write came"
 
 
-@pytest.fixture
-def threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads that are waited for at the end of the test, though not for ever."""
-    pool = ThreadPoolExecutor(20)
-    submitted: list[Future[Any]] = []
-    submit = pool.submit
+def in_thread(call: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
+    """The result to come of a call in a thread of its own, which nobody waits for if it hangs."""
+    future: Future[T] = Future()
 
-    def remember(*args: Any, **kwargs: Any) -> Future[Any]:
-        submitted.append(submit(*args, **kwargs))
-        return submitted[-1]
+    def run() -> None:
+        try:
+            future.set_result(call(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
 
-    pool.submit = remember  # type: ignore[method-assign]
-    yield pool
-    if wait(submitted, PATIENCE_S / 5).not_done:
-        abandon(pool)
-    pool.shutdown(wait=False)
-
-
-def abandon(pool: ThreadPoolExecutor) -> None:
-    """Let the interpreter exit though threads of this pool hang: a test has failed already."""
-    from concurrent.futures import thread
-
-    for each in pool._threads:
-        thread._threads_queues.pop(each, None)  # type: ignore[attr-defined]
-    pytest.fail("a thread hangs")
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def outcome_of(call: Callable[[], object]) -> str:
@@ -169,7 +181,6 @@ class TestLevels:
             {"sync_writes": "yes"},
         ],
     )
-    @pytest.mark.parametrize("engine", ["rocksdb"])
     def test_settings_that_contradict_each_other_are_refused_and_make_no_store(
         self, open_here: OpenHere, tmp_path: Path, settings: dict[str, Any]
     ) -> None:
@@ -178,9 +189,11 @@ class TestLevels:
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("settings", [{"durability": "async"}, {"enable_wal": False}, {}])
-    def test_only_at_sync_does_a_writer_sync(self, open_here: OpenHere, settings: dict[str, Any]) -> None:
+    def test_only_at_sync_does_a_writer_sync(
+        self, open_here: OpenHere, syncs_of: SyncsOf, settings: dict[str, Any]
+    ) -> None:
         store = open_here(**settings, **({} if settings else {"wal_sync_interval_ms": 3_600_000}))
-        syncs = Syncs(store)
+        syncs = syncs_of(store)
         memory = store.agent_memory("bot")
         for number in range(20):
             id_ = memory.store_episode(note(number))
@@ -188,9 +201,9 @@ class TestLevels:
         memory.delete_episode(id_)
         assert syncs.begun == 0
 
-    def test_at_sync_every_write_is_synced_when_the_call_returns(self, open_here: OpenHere) -> None:
+    def test_at_sync_every_write_is_synced_when_the_call_returns(self, open_here: OpenHere, syncs_of: SyncsOf) -> None:
         store = open_here(sync_writes=True)
-        syncs = Syncs(store)
+        syncs = syncs_of(store)
         memory = store.agent_memory("bot")
         id_ = memory.store_episode(note())
         calls: list[Callable[[], object]] = [
@@ -218,10 +231,10 @@ class TestLevels:
     @pytest.mark.parametrize("settings", [{"sync_writes": True}, {}, {"durability": "async"}, {"enable_wal": False}])
     @on_disk
     def test_after_a_flush_everything_is_in_the_files_at_every_level(
-        self, open_here: OpenHere, tmp_path: Path, settings: dict[str, Any]
+        self, open_here: OpenHere, syncs_of: SyncsOf, tmp_path: Path, settings: dict[str, Any]
     ) -> None:
         store = open_here(**settings)
-        syncs = Syncs(store)
+        syncs = syncs_of(store)
         ids = store.agent_memory("bot").store_episodes(note(number) for number in range(100))
         store.flush()
         assert syncs.ended == 1
@@ -232,9 +245,11 @@ class TestLevels:
         assert found.verify().problems == []
 
     @pytest.mark.parametrize("settings", [{}, {"durability": "async"}, {"enable_wal": False}])
-    def test_a_close_syncs_what_was_not_synced_yet(self, open_here: OpenHere, settings: dict[str, Any]) -> None:
+    def test_a_close_syncs_what_was_not_synced_yet(
+        self, open_here: OpenHere, syncs_of: SyncsOf, settings: dict[str, Any]
+    ) -> None:
         store = open_here(**{"wal_sync_interval_ms": 3_600_000, **settings})
-        syncs = Syncs(store)
+        syncs = syncs_of(store)
         store.agent_memory("bot").store_episode(note())
         store.close()
         assert syncs.ended >= 1
@@ -244,18 +259,17 @@ class TestGroupCommit:
     @pytest.mark.parametrize("writers", [1, 2, 12])
     @pytest.mark.parametrize("agents", [1, 4])
     def test_all_who_wait_share_one_sync(
-        self, open_here: OpenHere, threads: ThreadPoolExecutor, writers: int, agents: int
+        self, open_here: OpenHere, syncs_of: SyncsOf, writers: int, agents: int
     ) -> None:
         store = open_here(sync_writes=True)
-        syncs, writes = Syncs(store), Writes(store)
+        syncs, writes = syncs_of(store), Writes(store)
         syncs.hold()
-        futures = [threads.submit(store.agent_memory("first").store_episode, note("first", "first"))]
+        futures = [in_thread(store.agent_memory("first").store_episode, note("first", "first"))]
         syncs.await_one()
         writes.await_many(1)
         names = [f"agent {number % agents}" for number in range(writers)]
         futures += [
-            threads.submit(store.agent_memory(name).store_episode, note(number, name))
-            for number, name in enumerate(names)
+            in_thread(store.agent_memory(name).store_episode, note(number, name)) for number, name in enumerate(names)
         ]
         writes.await_many(writers)
         assert syncs.begun == 1
@@ -265,28 +279,26 @@ class TestGroupCommit:
             future.result(PATIENCE_S)
         assert syncs.begun == syncs.ended == 2
 
-    def test_a_write_during_a_sync_is_not_taken_for_synced_by_it(
-        self, open_here: OpenHere, threads: ThreadPoolExecutor
-    ) -> None:
+    def test_a_write_during_a_sync_is_not_taken_for_synced_by_it(self, open_here: OpenHere, syncs_of: SyncsOf) -> None:
         store = open_here(sync_writes=True)
-        syncs, writes = Syncs(store), Writes(store)
+        syncs, writes = syncs_of(store), Writes(store)
         memory = store.agent_memory("bot")
         syncs.hold()
-        first = threads.submit(memory.store_episode, note(1))
+        first = in_thread(memory.store_episode, note(1))
         syncs.await_one()
-        second = threads.submit(lambda: (memory.store_episode(note(2)), syncs.ended))
+        second = in_thread(lambda: (memory.store_episode(note(2)), syncs.ended))
         writes.await_many(2)
         syncs.let_go()
         first.result(PATIENCE_S)
         assert second.result(PATIENCE_S)[1] == 2
 
-    def test_readers_do_not_wait_for_a_sync(self, open_here: OpenHere, threads: ThreadPoolExecutor) -> None:
+    def test_readers_do_not_wait_for_a_sync(self, open_here: OpenHere, syncs_of: SyncsOf) -> None:
         store = open_here(sync_writes=True)
         memory = store.agent_memory("bot")
         id_ = memory.store_episode(note())
-        syncs = Syncs(store)
+        syncs = syncs_of(store)
         syncs.hold()
-        writer = threads.submit(memory.store_episode, note(1))
+        writer = in_thread(memory.store_episode, note(1))
         syncs.await_one()
         assert memory.get_episode(id_)
         assert memory.get_recent_episodes()
@@ -296,14 +308,14 @@ class TestGroupCommit:
         syncs.let_go()
         writer.result(PATIENCE_S)
 
-    def test_a_flush_is_shared_too(self, open_here: OpenHere, threads: ThreadPoolExecutor) -> None:
+    def test_a_flush_is_shared_too(self, open_here: OpenHere, syncs_of: SyncsOf) -> None:
         store = open_here(sync_writes=True)
-        syncs, writes = Syncs(store), Writes(store)
+        syncs, writes = syncs_of(store), Writes(store)
         syncs.hold()
-        writer = threads.submit(store.agent_memory("bot").store_episode, note())
+        writer = in_thread(store.agent_memory("bot").store_episode, note())
         syncs.await_one()
         writes.await_many(1)
-        flushes = [threads.submit(store.flush) for _ in range(5)]
+        flushes = [in_thread(store.flush) for _ in range(5)]
         syncs.let_go()
         writer.result(PATIENCE_S)
         for flush in flushes:
@@ -312,13 +324,13 @@ class TestGroupCommit:
         store.flush()
         assert syncs.begun == 1
 
-    def test_a_close_waits_for_those_who_wait(self, open_here: OpenHere, threads: ThreadPoolExecutor) -> None:
+    def test_a_close_waits_for_those_who_wait(self, open_here: OpenHere, syncs_of: SyncsOf) -> None:
         store = open_here(sync_writes=True)
-        syncs, writes = Syncs(store), Writes(store)
+        syncs, writes = syncs_of(store), Writes(store)
         syncs.hold()
-        writers = [threads.submit(store.agent_memory("bot").store_episode, note(number)) for number in range(3)]
+        writers = [in_thread(store.agent_memory("bot").store_episode, note(number)) for number in range(3)]
         writes.await_many(3)
-        closing = threads.submit(store.close)
+        closing = in_thread(store.close)
         syncs.let_go()
         closing.result(PATIENCE_S)
         assert [outcome_of(future.result) for future in writers] == ["done"] * 3
@@ -340,17 +352,15 @@ ANSWERS: dict[str, tuple[Callable[[AgentMemory, Episode], object], type[Exceptio
 
 class TestAnswersThatRestOnEarlierWrites:
     @pytest.mark.parametrize("answer", ANSWERS)
-    def test_they_wait_until_that_write_is_durable(
-        self, open_here: OpenHere, threads: ThreadPoolExecutor, answer: str
-    ) -> None:
+    def test_they_wait_until_that_write_is_durable(self, open_here: OpenHere, syncs_of: SyncsOf, answer: str) -> None:
         call, error = ANSWERS[answer]
         store = open_here(sync_writes=True)
         memory, known = store.agent_memory("bot"), note()
-        syncs = Syncs(store)
+        syncs = syncs_of(store)
         syncs.hold()
-        writer = threads.submit(memory.store_episode, known, idempotency_key="k")
+        writer = in_thread(memory.store_episode, known, idempotency_key="k")
         syncs.await_one()
-        told = threads.submit(lambda: (outcome_of(lambda: call(memory, known)), syncs.ended))
+        told = in_thread(lambda: (outcome_of(lambda: call(memory, known)), syncs.ended))
         with suppress(StillRunning):
             told.result(IMPATIENCE_S)
         syncs.let_go()
@@ -358,30 +368,30 @@ class TestAnswersThatRestOnEarlierWrites:
         expected = "done" if error is None else error.__name__
         assert told.result(PATIENCE_S) == (expected, 1)
 
-    def test_already_gone_waits_for_the_delete(self, open_here: OpenHere, threads: ThreadPoolExecutor) -> None:
+    def test_already_gone_waits_for_the_delete(self, open_here: OpenHere, syncs_of: SyncsOf) -> None:
         store = open_here(sync_writes=True)
         memory = store.agent_memory("bot")
         id_ = memory.store_episode(note())
-        syncs = Syncs(store)
+        syncs = syncs_of(store)
         syncs.hold()
-        deleting = threads.submit(memory.delete_episode, id_)
+        deleting = in_thread(memory.delete_episode, id_)
         syncs.await_one()
-        told = threads.submit(lambda: (memory.delete_episode(id_), syncs.ended))
+        told = in_thread(lambda: (memory.delete_episode(id_), syncs.ended))
         with suppress(StillRunning):
             told.result(IMPATIENCE_S)
         syncs.let_go()
         assert deleting.result(PATIENCE_S) is True
         assert told.result(PATIENCE_S) == (False, 1)
 
-    def test_nothing_to_clear_waits_for_the_clear(self, open_here: OpenHere, threads: ThreadPoolExecutor) -> None:
+    def test_nothing_to_clear_waits_for_the_clear(self, open_here: OpenHere, syncs_of: SyncsOf) -> None:
         store = open_here(sync_writes=True)
         memory = store.agent_memory("bot")
         memory.store_episode(note())
-        syncs = Syncs(store)
+        syncs = syncs_of(store)
         syncs.hold()
-        clearing = threads.submit(memory.clear)
+        clearing = in_thread(memory.clear)
         syncs.await_one()
-        told = threads.submit(lambda: (memory.clear().episodes, syncs.ended))
+        told = in_thread(lambda: (memory.clear().episodes, syncs.ended))
         with suppress(StillRunning):
             told.result(IMPATIENCE_S)
         syncs.let_go()
@@ -389,11 +399,11 @@ class TestAnswersThatRestOnEarlierWrites:
         assert told.result(PATIENCE_S) == (0, 1)
 
     def test_also_for_a_write_that_has_not_got_its_ticket_yet(
-        self, open_here: OpenHere, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+        self, open_here: OpenHere, syncs_of: SyncsOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store = open_here(sync_writes=True)
         memory, known = store.agent_memory("bot"), note()
-        syncs = Syncs(store)
+        syncs = syncs_of(store)
         wrote, written, ticketed = store._durability.wrote, threading.Event(), threading.Event()
 
         def slowly() -> int:
@@ -402,9 +412,9 @@ class TestAnswersThatRestOnEarlierWrites:
             return wrote()
 
         monkeypatch.setattr(store._durability, "wrote", slowly)
-        writer = threads.submit(memory.store_episode, known)
+        writer = in_thread(memory.store_episode, known)
         assert written.wait(PATIENCE_S)
-        told = threads.submit(lambda: (memory.store_episode(known), syncs.ended))
+        told = in_thread(lambda: (memory.store_episode(known), syncs.ended))
         with suppress(StillRunning):
             told.result(IMPATIENCE_S)
         ticketed.set()
@@ -425,15 +435,15 @@ FAILURES: dict[str, Callable[[], Exception]] = {
 class TestFailedSyncs:
     @pytest.mark.parametrize("failure", FAILURES)
     def test_all_who_wait_are_told_that_the_outcome_is_unknown_and_nobody_hangs(
-        self, open_here: OpenHere, threads: ThreadPoolExecutor, failure: str
+        self, open_here: OpenHere, syncs_of: SyncsOf, failure: str
     ) -> None:
         store = open_here(sync_writes=True)
         memory = store.agent_memory("bot")
         kept = memory.store_episode(note("kept"))
-        syncs, writes = Syncs(store), Writes(store)
+        syncs, writes = syncs_of(store), Writes(store)
         syncs.hold()
         syncs.error = FAILURES[failure]()
-        writers = [threads.submit(memory.store_episode, note(number)) for number in range(5)]
+        writers = [in_thread(memory.store_episode, note(number)) for number in range(5)]
         writes.await_many(5)
         syncs.let_go()
         done, hanging = wait(writers, PATIENCE_S / 5)
@@ -442,11 +452,13 @@ class TestFailedSyncs:
         assert syncs.begun == 1
         assert memory.get_episode(kept)
 
-    def test_the_store_is_read_only_from_then_on(self, open_here: OpenHere, caplog: pytest.LogCaptureFixture) -> None:
+    def test_the_store_is_read_only_from_then_on(
+        self, open_here: OpenHere, syncs_of: SyncsOf, caplog: pytest.LogCaptureFixture
+    ) -> None:
         store = open_here(sync_writes=True)
         memory = store.agent_memory("bot")
         id_ = memory.store_episode(note("kept"))
-        syncs = Syncs(store)
+        syncs = syncs_of(store)
         syncs.error = StorageError("cannot sync: Input/output error")
         failed = note("failed")
         with pytest.raises(OutcomeUnknownError, match="Input/output error"):
@@ -480,21 +492,23 @@ class TestFailedSyncs:
         assert written == []
         assert syncs.begun == 1
 
-    def test_what_was_not_synced_goes_on_counting_as_that(self, open_here: OpenHere) -> None:
+    def test_what_was_not_synced_goes_on_counting_as_that(self, open_here: OpenHere, syncs_of: SyncsOf) -> None:
         store = open_here(sync_writes=True)
-        syncs = Syncs(store)
+        syncs = syncs_of(store)
         syncs.error = StorageError("no")
         with pytest.raises(OutcomeUnknownError):
             store.agent_memory("bot").store_episode(note())
         assert store.durability().unsynced_age_ms > 0
 
     @on_disk
-    def test_opened_again_it_has_what_was_acknowledged_and_takes_the_rest_once(self, open_here: OpenHere) -> None:
+    def test_opened_again_it_has_what_was_acknowledged_and_takes_the_rest_once(
+        self, open_here: OpenHere, syncs_of: SyncsOf
+    ) -> None:
         store = open_here(sync_writes=True)
         memory = store.agent_memory("bot")
         kept, failed = note("kept"), note("failed")
         memory.store_episode(kept)
-        Syncs(store).error = StorageError("no")
+        syncs_of(store).error = StorageError("no")
         with pytest.raises(OutcomeUnknownError, match=r"retry|open it again"):
             memory.store_episode(failed)
         store.close()
@@ -504,9 +518,11 @@ class TestFailedSyncs:
         assert list(memory.episodes()) == [kept, failed]
         assert store.verify().problems == []
 
-    def test_a_writer_that_comes_too_late_to_wait_does_not_sync_again(self, open_here: OpenHere) -> None:
+    def test_a_writer_that_comes_too_late_to_wait_does_not_sync_again(
+        self, open_here: OpenHere, syncs_of: SyncsOf
+    ) -> None:
         store = open_here(sync_writes=True)
-        syncs = Syncs(store)
+        syncs = syncs_of(store)
         store._backend.write(WriteBatch([]))
         ticket = store._durability.wrote()
         syncs.error = StorageError("no")
@@ -517,19 +533,19 @@ class TestFailedSyncs:
             store._durability.wait(ticket)
         assert syncs.begun == 1
 
-    def test_ctrl_c_during_a_sync_leaves_nobody_hanging(self, open_here: OpenHere, threads: ThreadPoolExecutor) -> None:
+    def test_ctrl_c_during_a_sync_leaves_nobody_hanging(self, open_here: OpenHere, syncs_of: SyncsOf) -> None:
         store = open_here(sync_writes=True)
         memory = store.agent_memory("bot")
-        syncs = Syncs(store)
+        syncs = syncs_of(store)
         syncs.error = KeyboardInterrupt()
         assert outcome_of(lambda: memory.store_episode(note(1))) == "KeyboardInterrupt"
         syncs.error = None
         after = [
-            threads.submit(outcome_of, lambda: memory.store_episode(note(2))),
-            threads.submit(outcome_of, store.flush),
+            in_thread(outcome_of, lambda: memory.store_episode(note(2))),
+            in_thread(outcome_of, store.flush),
         ]
         assert not wait(after, PATIENCE_S / 5).not_done, "they wait for a leader that is gone"
-        closing = threads.submit(outcome_of, store.close)
+        closing = in_thread(outcome_of, store.close)
         assert not wait([closing], PATIENCE_S / 5).not_done
 
 
@@ -546,16 +562,16 @@ def count_writes(store: Store) -> list[WriteBatch]:
 
 
 class TestIntervals:
-    def test_a_write_is_synced_in_the_background(self, open_here: OpenHere) -> None:
+    def test_a_write_is_synced_in_the_background(self, open_here: OpenHere, syncs_of: SyncsOf) -> None:
         store = open_here(wal_sync_interval_ms=10)
-        syncs = Syncs(store)
+        syncs = syncs_of(store)
         for number in range(3):
             store.agent_memory("bot").store_episode(note(number))
             syncs.await_one()
 
-    def test_a_write_during_a_sync_is_synced_by_another(self, open_here: OpenHere) -> None:
+    def test_a_write_during_a_sync_is_synced_by_another(self, open_here: OpenHere, syncs_of: SyncsOf) -> None:
         store = open_here(wal_sync_interval_ms=10)
-        syncs = Syncs(store)
+        syncs = syncs_of(store)
         syncs.hold()
         store.agent_memory("bot").store_episode(note(1))
         syncs.await_one()
@@ -563,9 +579,9 @@ class TestIntervals:
         syncs.let_go()
         syncs.await_one()
 
-    def test_a_write_counts_as_unsynced_until_its_sync_has_ended(self, open_here: OpenHere) -> None:
+    def test_a_write_counts_as_unsynced_until_its_sync_has_ended(self, open_here: OpenHere, syncs_of: SyncsOf) -> None:
         store = open_here(wal_sync_interval_ms=10)
-        syncs = Syncs(store)
+        syncs = syncs_of(store)
         syncs.hold()
         store.agent_memory("bot").store_episode(note(1))
         assert store.durability().unsynced_age_ms > 0
@@ -575,9 +591,9 @@ class TestIntervals:
         store.flush()
         assert store.durability().unsynced_age_ms == 0
 
-    def test_writers_do_not_wait_for_it(self, open_here: OpenHere) -> None:
+    def test_writers_do_not_wait_for_it(self, open_here: OpenHere, syncs_of: SyncsOf) -> None:
         store = open_here(wal_sync_interval_ms=10)
-        syncs = Syncs(store)
+        syncs = syncs_of(store)
         syncs.hold()
         memory = store.agent_memory("bot")
         memory.store_episode(note(1))
@@ -589,10 +605,10 @@ class TestIntervals:
         syncs.let_go()
 
     @pytest.mark.parametrize("failure", FAILURES)
-    def test_when_it_fails_the_store_is_read_only(self, open_here: OpenHere, failure: str) -> None:
+    def test_when_it_fails_the_store_is_read_only(self, open_here: OpenHere, syncs_of: SyncsOf, failure: str) -> None:
         store = open_here(wal_sync_interval_ms=10)
         memory = store.agent_memory("bot")
-        syncs = Syncs(store)
+        syncs = syncs_of(store)
         syncs.error = FAILURES[failure]()
         id_ = memory.store_episode(note())
         syncs.await_one()
@@ -613,7 +629,7 @@ class TestIntervals:
         store.close()
         assert set(threading.enumerate()) <= before
 
-    def test_nor_has_one_whose_close_failed(self, open_here: OpenHere) -> None:
+    def test_nor_has_one_whose_close_failed(self, open_here: OpenHere, syncs_of: SyncsOf) -> None:
         before = set(threading.enumerate())
         store = open_here(wal_sync_interval_ms=3_600_000)
         store.agent_memory("bot").store_episode(note())
@@ -622,7 +638,7 @@ class TestIntervals:
             raise StorageFullError("no space left")
 
         store._backend.write = fail  # type: ignore[method-assign]
-        Syncs(store).error = StorageError("no")
+        syncs_of(store).error = StorageError("no")
         with suppress(StorageError):
             store.close()
         assert set(threading.enumerate()) <= before
