@@ -32,6 +32,8 @@ __all__ = [
     "check_moment",
     "check_object",
     "check_relevance",
+    "check_size",
+    "check_sizes",
     "check_text",
     "surrogate_error",
 ]
@@ -116,7 +118,7 @@ def check_relevance(relevance: object) -> None:
 
 
 def check_object(value: JSONObject, name: str, bytes_max: int) -> None:
-    """Refuse what is not a JSON object of at most ``bytes_max`` bytes, measured as MessagePack.
+    """Refuse what is not a JSON object, or is one that cannot fit into ``bytes_max`` bytes.
 
     ``name`` begins the path that the error gives.
 
@@ -129,22 +131,25 @@ def check_object(value: JSONObject, name: str, bytes_max: int) -> None:
         raise InvalidError(
             f"{name} is {type(value).__name__}, not a dict", remedy=f'wrap it, for example {name}={{"text": ...}}'
         )
-    if not value:
-        return
-    # The common case, a few short texts, costs one loop. A character takes at most 4 bytes, and a text up to 5 more.
-    room = bytes_max >> 2
-    for key, item in value.items():
-        if type(key) is not str or type(item) is not str:
+    # The common case, a few texts, costs one short loop; check_sizes() follows once it is encoded.
+    for key in value:
+        if type(key) is not str or type(value[key]) is not str:
             break
-        room -= len(key) + len(item) + 3
     else:
-        if room > 0 and len(value) <= JSON_KEYS_MAX:
+        if len(value) <= JSON_KEYS_MAX:
             return
     _walk(value, name, bytes_max)
-    try:
-        size = len(_encode(value))
-    except UnicodeEncodeError:
-        raise surrogate_error(value, name) from None
+
+
+def check_sizes(content: JSONObject, metadata: JSONObject) -> None:
+    """Refuse a content or metadata that takes too many bytes."""
+    check_size(content, "content", CONTENT_BYTES_MAX)
+    check_size(metadata, "metadata", METADATA_BYTES_MAX)
+
+
+def check_size(value: JSONObject, name: str, bytes_max: int) -> None:
+    """Refuse what takes more than ``bytes_max`` bytes, measured as MessagePack."""
+    size = len(_encode(value))
     if size > bytes_max:
         raise InvalidError(f"{name} takes {size} bytes, the most is {bytes_max}", remedy="store it in parts")
 

@@ -32,7 +32,8 @@ class Records:
             "serializer", serializer_name, plugins.serializers.distributions[serializer_name]
         )
         self._serializers[self._serializer_tag] = serializer
-        self._dumps = serializer.dumps
+        self.encode = serializer.dumps
+        """The bytes of a document, for seal_encoded()."""
         self._raw_headers = [
             header(Envelope(_NO_CODEC, 0, self._serializer_tag, raw_bytes, b"")) for raw_bytes in range(_RAW_HEADERS)
         ]
@@ -52,7 +53,10 @@ class Records:
 
     def seal(self, key: bytes, document: Document) -> bytes:
         """The bytes to store under ``key``; InvalidError where there are too many."""
-        body = self._dumps(document)
+        return self.seal_encoded(key, self.encode(document))
+
+    def seal_encoded(self, key: bytes, body: bytes) -> bytes:
+        """The same for a document that is encoded already."""
         raw_bytes = len(body)
         if raw_bytes > RECORD_BYTES_MAX:
             raise InvalidError(

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -322,6 +323,32 @@ def test_ctrl_c_says_what_is_stored_and_a_second_run_goes_on(endless: Path, tmp_
     assert f"20 new, {number:,} from before" in output
 
 
+def test_ctrl_c_later_says_so_too(tmp_path: Path) -> None:
+    source = written(tmp_path / "input", islice(conversations(), 60_000))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    process = subprocess.Popen(
+        after("import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)", "quickstart", source, "--data", "store"),
+        cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(scratch)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("Storing ")
+    assert "60,000 conversations of 3 agents stored" in process.stdout.readline()
+    while not list(scratch.iterdir()):  # the second store, without compression
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("interrupted: run the same command again to go on")
+    assert list(scratch.iterdir()) == []
+    assert run("verify", tmp_path / "store") == (0, "3 agents, 60,000 episodes: all is as it should be\n")
+
+
 def test_an_interrupt_that_somebody_else_handles_is_left_to_them(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -361,6 +388,8 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MB."""
     path = tmp_path / "tiny"
     path.mkdir()
+    if shutil.which("mount") is None:
+        pytest.skip("there is no mount command here")
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", path], capture_output=True, text=True, check=False
     )

@@ -35,8 +35,8 @@ def test_ci_runs_the_commands_of_the_readme_and_knows_none_itself() -> None:
 def test_every_check_is_run_by_default_and_told_of() -> None:
     told = (ROOT / "CONTRIBUTING.md").read_text()
     sections = [name.removeprefix("testenv:") for name in TOX.sections() if name.startswith("testenv:")]
-    assert set(sections) <= set(ENVIRONMENTS)
-    assert [name for name in ENVIRONMENTS if f"`tox -e {name}`" not in told and f"`{name}`" not in told] == []
+    assert set(sections) - {"lowest"} <= set(ENVIRONMENTS)
+    assert [name for name in (*sections, *ENVIRONMENTS) if not re.search(rf"`(tox -e )?{name}`", told)] == []
 
 
 def test_every_plugin_is_installed_for_its_tests() -> None:

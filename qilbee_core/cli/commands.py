@@ -83,6 +83,9 @@ def _telling_errors(command: Callable[P, T]) -> Callable[P, T]:
         except QilbeeError as error:
             say_aside(f"error: {error}", "red")
             raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            say_aside("interrupted")
+            raise typer.Exit(quickstart_run.INTERRUPTED) from None
 
     return telling
 

@@ -125,39 +125,42 @@ def figures(values: Mapping[str, JSON], prefix: str = "") -> Iterator[tuple[str,
 
 
 class ProgressBar:
-    """A bar while the terminal shows it, else a line of text every two seconds; a context manager.
+    """A bar where there is a terminal, else a line of text every two seconds; a context manager.
 
     ``total`` is what ``done`` runs up to; None where nobody knows.
     """
 
     def __init__(self, title: str, total: int | None) -> None:
-        self._console = console = _console(stderr=True)
+        console = _console(stderr=True)
         self._title = title
         self._told_s = time.monotonic()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task(title, total=total, text="")
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(title, total=total, text="")
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        if self._bar is not None:
+            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._bar is not None:
+            self._bar.stop()
 
     def show(self, done: int, text: str) -> None:
         """``done`` of the total is done; ``text`` says so in words."""
-        if self._console.is_terminal:
+        if self._bar is not None:
             self._bar.update(self._task, completed=done, text=text)
         elif time.monotonic() - self._told_s >= _PLAIN_PROGRESS_S:
             self._told_s = time.monotonic()

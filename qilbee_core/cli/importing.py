@@ -38,11 +38,11 @@ class Import:
         """How many agents the conversations are of."""
         return len(self._memories)
 
-    def run(self, lines: Iterable[Line], progress: Callable[[], object]) -> bool:
-        """Store all of ``lines``, with ``progress`` called after each batch; gives False where Ctrl-C ended it.
+    def run(self, lines: Iterable[Line], progress: Callable[[], object]) -> None:
+        """Store all of ``lines``, with ``progress`` called after each batch.
 
-        A line that is no conversation raises InvalidError. Then, as after Ctrl-C, what was read before is
-        stored, and nothing behind it.
+        A line that is no conversation raises InvalidError, and Ctrl-C raises KeyboardInterrupt when the
+        batch is stored. After either, what was read before is stored, and nothing behind it.
         """
         pending: list[Line] = []
         with _interrupts_noticed() as interrupted:
@@ -60,7 +60,8 @@ class Import:
                 raise
             self._write(pending)
             progress()
-            return not interrupted()
+            if interrupted():
+                raise KeyboardInterrupt
 
     def _write(self, lines: list[Line]) -> None:
         """Store ``lines``, those of each agent in one atomic batch."""

@@ -18,15 +18,23 @@ from qilbee_core.config import Settings
 from qilbee_core.errors import StorageError
 from qilbee_core.store import Store, open_store
 
-__all__ = ["run"]
+__all__ = ["INTERRUPTED", "run"]
 
-_INTERRUPTED = 130
+INTERRUPTED = 130
 _RECENT = 6
 
 
 def run(path: Path, settings: Settings, config: Path | None) -> None:
     """Do it all, with the conversations in ``path``; ``settings`` were read from the file ``config``."""
     directory = settings.storage.data_path
+    try:
+        _run(path, settings, directory, config)
+    except KeyboardInterrupt:
+        say_aside(f"interrupted: run the same command again to go on; what is in {directory} is not stored twice")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _run(path: Path, settings: Settings, directory: str, config: Path | None) -> None:
     with open_store(settings) as store:
         done = _import(store, path, directory)
         before = _uncompressed(store)
@@ -40,16 +48,12 @@ def run(path: Path, settings: Settings, config: Path | None) -> None:
 
 def _import(store: Store, path: Path, directory: str) -> Import:
     """Store the conversations, and say how many they were, whatever ends it."""
-    done, complete = Import(store), False
+    done = Import(store)
     say(f"Storing {path} in {directory}")
     started_s = time.monotonic()
     try:
         with path.open("rb") as file, ProgressBar("storing", path.stat().st_size or None) as bar:
-            complete = done.run(
-                read_lines(file), lambda: bar.show(done.end_byte, f"{counted(done.lines, 'conversation')} stored")
-            )
-    except KeyboardInterrupt:
-        pass  # pressed a second time
+            done.run(read_lines(file), lambda: bar.show(done.end_byte, f"{counted(done.lines, 'conversation')} stored"))
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}", remedy="check the file") from error
     finally:
@@ -57,9 +61,6 @@ def _import(store: Store, path: Path, directory: str) -> Import:
             f"{counted(done.lines, 'conversation')} of {counted(done.agents, 'agent')} stored: {done.new:,} new, "
             f"{done.lines - done.new:,} from before ({time.monotonic() - started_s:.2f} s)"
         )
-    if not complete:
-        say_aside(f"interrupted: run the same command again to go on; what is in {directory} is not stored twice")
-        raise typer.Exit(_INTERRUPTED)
     return done
 
 

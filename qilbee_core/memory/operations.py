@@ -42,6 +42,7 @@ from qilbee_core.limits import (
     check_memory_type,
     check_moment,
     check_object,
+    check_sizes,
     check_text,
     surrogate_error,
 )
@@ -140,7 +141,8 @@ class Operations:
         stored: list[Episode],
     ) -> tuple[list[str], Touched]:
         # What a store costs is spent here: this is one straight line for a new episode.
-        keys, orders, seal = self._keys, self._context.orders, self._records.seal
+        keys, orders = self._keys, self._context.orders
+        encode, seal = self._records.encode, self._records.seal_encoded
         transaction_us = head.transaction_us
         start_us = decay_start_us(transaction_us)
         touched: Touched = {}
@@ -154,9 +156,12 @@ class Operations:
             head.newest_id = max(head.newest_id, id_bytes)
             key = keys.episodes + id_bytes
             try:
-                value = seal(key, fields_of(episode, transaction_us, digest.hex()))
+                body = encode(fields_of(episode, transaction_us, digest.hex()))
+                if len(body) > METADATA_BYTES_MAX:
+                    check_sizes(episode.content, episode.metadata)
             except UnicodeEncodeError:
                 raise surrogate_error({"content": episode.content, "metadata": episode.metadata}, "episode") from None
+            value = seal(key, body)
             episode_type = episode.episode_type
             if episode_type not in head.types:
                 self._check_new_type(head)
@@ -251,11 +256,14 @@ class Operations:
                 previous_us=old.transaction_us,
             )
             try:
-                sealed = self._records.seal(key, new.fields())
+                body = self._records.encode(new.fields())
+                if len(body) > METADATA_BYTES_MAX:
+                    check_sizes(new.content, new.metadata)
                 if new.own_digest() == old.own_digest():
                     return self._episode(id_bytes, old), {}
             except UnicodeEncodeError:
                 raise surrogate_error({"content": new.content, "metadata": new.metadata}, "episode") from None
+            sealed = self._records.seal_encoded(key, body)
             # Strength and decay are as before, and so is the place in the order of relevance.
             order = self._context.orders[old.memory_type]
             moved = contribution(order, vitality(order, old.strength, old.decay_start_us()))
