@@ -30,7 +30,7 @@ from typing import Literal, Never
 
 from msgspec import Struct
 
-from qilbee_core.errors import OutcomeUnknownError, StorageError, StoreClosedError
+from qilbee_core.errors import OutcomeUnknownError, StoreClosedError
 from qilbee_core.interfaces import StorageBackend
 
 __all__ = ["Durability", "DurabilityLevel", "DurabilityStatus"]
@@ -59,8 +59,10 @@ class Durability:
         self._written = 0
         self._synced = 0
         self._unsynced_since_s: float | None = None
+        self._syncing_since_s: float | None = None
+        self._sync_lock = threading.Lock()
         self._leading = False
-        self.failure: StorageError | None = None
+        self.failure: Exception | None = None
         """What made a sync fail."""
         self._callbacks: list[tuple[int, Callable[[], object]]] = []
         self._leader_pool: ThreadPoolExecutor | None = None
@@ -94,6 +96,10 @@ class Durability:
             remedy="close the store, look at the disk, and open it again",
         )
 
+    def wait_for_earlier(self) -> None:
+        """Return once the level's promise holds for every write so far: before an error that rests on one."""
+        self.wait(self._written)
+
     def wait(self, ticket: int) -> None:
         """Return once the level's promise holds for ``ticket``."""
         if self.level == "sync":
@@ -119,12 +125,17 @@ class Durability:
             self.refuse()
         if self.level == "sync":
             self._wait_synced(self._written)
-        else:
+            return
+        try:
             self._sync()
+        except OutcomeUnknownError:
+            raise
+        except Exception:
+            self.refuse()
 
     def status(self) -> DurabilityStatus:
         """What can be said of it now."""
-        since_s = self._unsynced_since_s
+        since_s = self._unsynced_since_s if self._syncing_since_s is None else self._syncing_since_s
         age_ms = 0.0 if since_s is None else (time.monotonic() - since_s) * 1000
         return DurabilityStatus(level=self.level, unsynced_age_ms=age_ms)
 
@@ -163,38 +174,49 @@ class Durability:
 
     def _lead(self) -> None:
         target = self._written
-        # What fails here is told to all who wait, by the failure that is kept.
-        with suppress(StorageError):
+        synced = False
+        try:
             self._sync()
-        with self._condition:
-            if self.failure is None:
-                self._synced = max(self._synced, target)
-            self._leading = False
-            done = [item for item in self._callbacks if self.failure is not None or item[0] <= self._synced]
-            self._callbacks = [item for item in self._callbacks if item not in done]
-            if self._callbacks:
-                self._lead_elsewhere()
-            self._condition.notify_all()
-        for _, callback in done:
-            with suppress(RuntimeError):  # the event loop of a cancelled task may be closed
-                callback()
+            synced = True
+        except Exception:  # noqa: S110
+            pass  # kept as the failure, which all who wait are told
+        finally:
+            # Also after Ctrl-C: nobody may wait for a leader that is gone.
+            with self._condition:
+                if synced:
+                    self._synced = max(self._synced, target)
+                self._leading = False
+                done = [item for item in self._callbacks if self.failure is not None or item[0] <= self._synced]
+                self._callbacks = [item for item in self._callbacks if item not in done]
+                if self._callbacks:
+                    self._lead_elsewhere()
+                self._condition.notify_all()
+            for _, callback in done:
+                with suppress(RuntimeError):  # the event loop of a cancelled task may be closed
+                    callback()
 
     def _sync(self) -> None:
-        # Taken down before the sync, not after: a write during it must count as unsynced.
-        self._unsynced_since_s = None
-        try:
-            self._backend.sync()
-        except StorageError as error:
-            # After a failed fsync the kernel may have dropped the pages: asking again would lie.
-            self.failure = error
-            if not isinstance(error, StoreClosedError):
-                log.error("sync failed, the store is read-only from now on: %s", error)
-            raise
+        with self._sync_lock:
+            if self.failure is not None:
+                self.refuse()
+            # Moved before the sync, not after: a write during it must count as unsynced.
+            if self._syncing_since_s is None:
+                self._syncing_since_s = self._unsynced_since_s
+            self._unsynced_since_s = None
+            try:
+                self._backend.sync()
+            except Exception as error:
+                # After a failed fsync the kernel may have dropped the pages: asking again would lie.
+                self.failure = error
+                if not isinstance(error, StoreClosedError):
+                    log.error("sync failed, the store is read-only from now on: %s", error)
+                raise
+            self._syncing_since_s = None
 
     def _sync_regularly(self) -> None:
         while not self._closing.wait(self._interval_s):
             if self._unsynced_since_s is not None:
                 try:
                     self._sync()
-                except StorageError:
+                except Exception:
                     return  # logged; every later write is refused

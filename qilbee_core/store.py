@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -167,12 +168,11 @@ class Store:
         if self._closed:
             return
         self._closed = True
-        try:
+        with ExitStack() as ending:  # each of them, whatever the others raise
+            ending.callback(self._context.tails.close)
+            ending.callback(self._backend.close)
+            ending.callback(self._durability.close)
             self._context.settle()
-            self._durability.close()
-        finally:
-            self._backend.close()
-            self._context.tails.close()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
+from typing import ParamSpec, TypeVar
 
 from qilbee_core.durability import Durability
 from qilbee_core.episode import Episode, JSONObject, MemoryType
-from qilbee_core.errors import InvalidError, shown
+from qilbee_core.errors import ConflictError, InvalidError, NotFoundError, shown
 from qilbee_core.ids import format_id, parse_id
 from qilbee_core.limits import BATCH_EPISODES_MAX
 from qilbee_core.memory.operations import BatchTooLargeError, Operations
 from qilbee_core.memory.statistics import ClearReceipt, MemoryStatistics
 
 __all__ = ["AgentMemory"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class AgentMemory:
@@ -45,21 +49,32 @@ class AgentMemory:
     def __repr__(self) -> str:
         return f"AgentMemory({self.agent_id!r})"
 
+    def _durable(self, operation: Callable[P, tuple[T, int]], *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            value, ticket = operation(*args, **kwargs)
+        except (ConflictError, NotFoundError):
+            self._durability.wait_for_earlier()
+            raise
+        self._durability.wait(ticket)
+        return value
+
     def store_episode(self, episode: Episode, *, idempotency_key: str | None = None) -> str:
         """Store an episode and give its id.
 
         The same id, or the same ``idempotency_key``, with the same content again is the same episode;
         with other content it is ConflictError. InvalidError names what is wrong with the episode.
         """
-        ids, ticket = self._operations.store((episode,), idempotency_key)
+        try:
+            ids, ticket = self._operations.store((episode,), idempotency_key)
+        except ConflictError:
+            self._durability.wait_for_earlier()
+            raise
         self._durability.wait(ticket)
         return ids[0]
 
     def store_episodes(self, episodes: Iterable[Episode]) -> list[str]:
         """Store up to 1000 episodes in one atomic batch, all or none; gives their ids in order."""
-        ids, ticket = self._operations.store(next(batches(episodes, BATCH_EPISODES_MAX + 1), []))
-        self._durability.wait(ticket)
-        return ids
+        return self._durable(self._operations.store, next(batches(episodes, BATCH_EPISODES_MAX + 1), []))
 
     def import_episodes(self, episodes: Iterable[Episode], *, progress: Callable[[int], object] | None = None) -> int:
         """Store any number of episodes in bounded batches; gives how many.
@@ -136,9 +151,7 @@ class AgentMemory:
         Id and event time are fixed: a wrong event time is corrected by a new episode. NotFoundError
         where there is no such episode. The version before is kept, see :meth:`history`.
         """
-        episode, ticket = self._operations.update(id, content=content, metadata=metadata, episode_type=episode_type)
-        self._durability.wait(ticket)
-        return episode
+        return self._durable(self._operations.update, id, content=content, metadata=metadata, episode_type=episode_type)
 
     def history(self, id: str) -> list[Episode]:
         """The versions that updates replaced, oldest first; empty for an episode that was never updated."""
@@ -150,15 +163,11 @@ class AgentMemory:
         It is gone from every answer at once. With ``erase`` its bytes have left the files too when the
         call returns, which rewrites part of them; otherwise they leave with the next compactions.
         """
-        deleted, ticket = self._operations.delete(id, erase=erase)
-        self._durability.wait(ticket)
-        return deleted
+        return self._durable(self._operations.delete, id, erase=erase)
 
     def clear(self, *, erase: bool = False) -> ClearReceipt:
         """Delete everything this agent remembers, at once; gives the counts of what was deleted."""
-        receipt, ticket = self._operations.clear(erase=erase)
-        self._durability.wait(ticket)
-        return receipt
+        return self._durable(self._operations.clear, erase=erase)
 
     def get_statistics(self) -> MemoryStatistics:
         """Counts, sizes and average relevance, at the same cost for any number of episodes."""

@@ -17,6 +17,7 @@ from typing import ParamSpec, TypeVar
 
 from qilbee_core.durability import Durability
 from qilbee_core.episode import Episode, JSONObject, MemoryType
+from qilbee_core.errors import ConflictError, NotFoundError
 from qilbee_core.limits import BATCH_EPISODES_MAX
 from qilbee_core.memory.agent import AgentMemory, batches
 from qilbee_core.memory.operations import Operations
@@ -72,7 +73,11 @@ class AsyncAgentMemory:
         return await self._in_pool(verb, *args, **kwargs)
 
     async def _durable(self, verb: Callable[P, tuple[T, int]], *args: P.args, **kwargs: P.kwargs) -> T:
-        value, ticket = await self._quick(verb, *args, **kwargs)
+        try:
+            value, ticket = await self._quick(verb, *args, **kwargs)
+        except (ConflictError, NotFoundError):
+            await self._durability.wait_async(self._durability.last_ticket)
+            raise
         await self._durability.wait_async(ticket)
         return value
 
@@ -85,9 +90,7 @@ class AsyncAgentMemory:
         batch = next(batches(episodes, BATCH_EPISODES_MAX + 1), [])
         if len(batch) <= _DIRECT_EPISODES_MAX:
             return await self._durable(self._operations.store, batch)
-        ids, ticket = await self._in_pool(self._operations.store, batch)
-        await self._durability.wait_async(ticket)
-        return ids
+        return await self._in_pool(self._memory.store_episodes, batch)
 
     async def import_episodes(
         self, episodes: Iterable[Episode], *, progress: Callable[[int], object] | None = None

@@ -187,16 +187,15 @@ class Context:
                     self.backend.write(WriteBatch(operations, expects))
                     if agent.tail.warm:
                         self._show(agent.tail, touched)
-                    break
+                    # Under the lock: who finds this write there must find its ticket taken.
+                    return value, self.durability.wrote()
                 except ConflictError:
                     # Another process was quicker: plan again.
                     time.sleep(random.uniform(0, min(_BACKOFF_S_MAX, 0.0005 * 2**attempt)))  # noqa: S311
                 except BaseException:
                     self.forget(agent)  # whether anything was written may not be known
                     raise
-            else:
-                raise self._too_many_writers(agent)
-        return value, self.durability.wrote()
+            raise self._too_many_writers(agent)
 
     def _show(self, tail: Tail, touched: Touched) -> None:
         for id_bytes, record in touched.items():
@@ -271,7 +270,7 @@ class Context:
 
     def settle(self) -> None:
         """Store the heads of a single opener, and drop the change logs, which nobody else follows."""
-        if not self.single_process:
+        if not self.single_process or self.durability.failure is not None:
             return
         for agent in self.agents_in_use():
             with agent.lock:

@@ -38,6 +38,8 @@ def repair(context: Context) -> RepairReport:
     Interrupted, it leaves a store that verify() complains of and that it mends when it is run again.
     """
     before = verify(context)
+    if context.durability.failure is not None:
+        context.durability.refuse()
     context.backend.write(WriteBatch([Put(key, value) for key, value in context.catalog.entries().items()]))
     snapshot = context.backend.snapshot()
     try:
