@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
 from qilbee_core.config import Settings
 from qilbee_core.durability import DurabilityStatus
 from qilbee_core.episode import JSON
-from qilbee_core.memory.aio import AsyncAgentMemory
+from qilbee_core.memory.aio import AsyncAgentMemory, run_in
 from qilbee_core.memory.repair import RepairReport
 from qilbee_core.memory.verify import VerifyReport
 from qilbee_core.plugins import Plugins
@@ -42,7 +42,7 @@ class AsyncStore:
         await self.close()
 
     async def _in_pool(self, verb: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, verb)
+        return await run_in(self._pool, verb)
 
     @property
     def settings(self) -> Settings:
@@ -102,4 +102,20 @@ async def aopen_store(
     >>> asyncio.run(main())
     []
     """
-    return AsyncStore(await asyncio.to_thread(partial(open_store, target, plugins=plugins, **overrides)))
+    opened: list[Store] = []
+    abandoned = threading.Event()
+
+    def open_in_thread() -> Store:
+        opened.append(open_store(target, plugins=plugins, **overrides))
+        if abandoned.is_set():
+            opened[0].close()
+        return opened[0]
+
+    try:
+        return AsyncStore(await asyncio.to_thread(open_in_thread))
+    except asyncio.CancelledError:
+        # Whichever of the two comes last closes what nobody else will.
+        abandoned.set()
+        for store in opened:
+            store.close()
+        raise

@@ -6,13 +6,14 @@ For engines that keep their files in a directory of their own and inherit from
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-from qilbee_core.errors import StorageError, StoreLockedError
+from qilbee_core.errors import StorageError, StorageFullError, StoreLockedError
 
 __all__ = ["DirectoryLock", "fsync_directory"]
 
@@ -56,8 +57,14 @@ class DirectoryLock:
                 f"{directory} is held by process {holder}" + (" (this one)" if holder == str(os.getpid()) else ""),
                 remedy="close it there, or open another directory",
             ) from None
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, str(os.getpid()).encode(), 0)
+        try:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, str(os.getpid()).encode(), 0)
+        except OSError as error:
+            os.close(self._file)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageFullError(f"no space for {path}: {error.strerror}") from error
+            raise StorageError(f"cannot write {path}: {error.strerror}") from error
         self._on_fork = on_fork
         self._held = True
         _held_locks.add(self)

@@ -23,7 +23,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Literal, Never
@@ -65,7 +64,6 @@ class Durability:
         self.failure: Exception | None = None
         """What made a sync fail."""
         self._callbacks: list[tuple[int, Callable[[], object]]] = []
-        self._leader_pool: ThreadPoolExecutor | None = None
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         if level == "interval":
@@ -89,8 +87,24 @@ class Durability:
         """The ticket of the latest write: what an answer that rests on earlier writes waits for."""
         return self._written
 
+    def abandon(self) -> None:
+        """In a forked child: nothing of the parent's may be synced here, and its threads hold no lock for us."""
+        self._lock = threading.Lock()
+        self._condition = threading.Condition(self._lock)
+        self._sync_lock = threading.Lock()
+        self._thread = None
+        self._leading = False
+        self.failure = StoreClosedError("the store was opened by the parent of this process")
+
     def refuse(self) -> Never:
-        """Raise what a failed sync means for everybody after it: nothing more may be written here."""
+        """Raise what a failed sync, or a closed engine, means for all who come later: nothing more may be written."""
+        if isinstance(self.failure, StoreClosedError):
+            raise StoreClosedError(
+                self.failure.message, remedy="open the store again and retry with the same episode id"
+            ) from self.failure
+        self._unknown()
+
+    def _unknown(self) -> Never:
         raise OutcomeUnknownError(
             f"an earlier sync failed ({self.failure}); the store is read-only",
             remedy="close the store, look at the disk, and open it again",
@@ -117,7 +131,7 @@ class Durability:
                 self._lead_elsewhere()
         await done.wait()
         if self._synced < ticket:
-            self.refuse()
+            self._unknown()
 
     def flush(self) -> None:
         """Make every write so far durable, at any level."""
@@ -128,7 +142,7 @@ class Durability:
             return
         try:
             self._sync()
-        except OutcomeUnknownError:
+        except (OutcomeUnknownError, StoreClosedError):
             raise
         except Exception:
             self.refuse()
@@ -146,12 +160,8 @@ class Durability:
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
-        try:
-            if self.failure is None:
-                self.flush()
-        finally:
-            if self._leader_pool is not None:
-                self._leader_pool.shutdown()
+        if self.failure is None:
+            self.flush()
 
     def _wait_synced(self, ticket: int) -> None:
         while True:
@@ -161,16 +171,14 @@ class Durability:
                 if self._synced >= ticket:
                     return
                 if self.failure is not None:
-                    self.refuse()
+                    self._unknown()
                 self._leading = True
             self._lead()
 
     def _lead_elsewhere(self) -> None:
-        # Called under the condition. A pool of one thread: asyncio tasks cannot lead, a sync would hold up their loop.
-        if self._leader_pool is None:
-            self._leader_pool = ThreadPoolExecutor(1, "qilbee-group-commit")
+        # Called under the condition. Asyncio tasks cannot lead: a sync would hold up their loop.
         self._leading = True
-        self._leader_pool.submit(self._lead)
+        threading.Thread(target=self._lead, name="qilbee-group-commit").start()
 
     def _lead(self) -> None:
         target = self._written

@@ -61,7 +61,7 @@ class Registry(Generic[T]):
                 f"{self.kind} {name!r} needs {error.name or error}, which cannot be imported",
                 remedy=provider.install or f"install what {self.distributions[name]} needs",
             ) from error
-        except QilbeeError:
+        except (QilbeeError, OSError):
             raise
         except Exception as error:
             raise PluginError(

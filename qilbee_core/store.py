@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -77,13 +77,13 @@ class Store:
             catalog, plugins, codec_name=_value_codec(backend, settings), serializer_name=storage.serializer
         )
         self._durability = Durability(backend, storage.level, storage.wal_sync_interval_ms)
-        self._context = Context(
-            backend,
-            catalog,
-            records,
-            self._durability,
-            recent_cache_bytes=storage.recent_cache_bytes,
-        )
+        try:
+            self._context = Context(
+                backend, catalog, records, self._durability, recent_cache_bytes=storage.recent_cache_bytes
+            )
+        except BaseException:
+            self._durability.close()
+            raise
         self._episodes_stored = plugins.episodes_stored
         self._closed = False
 
@@ -229,24 +229,25 @@ def _open_backend(settings: Settings, plugins: Plugins) -> StorageBackend:
     name, codec = storage.backend, storage.codec
     plugins.codecs.find(codec)
     plugins.serializers.find(storage.serializer)
-    marker_path = directory / _MARKER_NAME
-    is_new = not marker_path.exists()
-    if name is None or plugins.backends.find(name).directory:
-        name = _claim(directory, name)
-    options = BackendOptions(
-        path=directory / name,
-        wal=storage.level != "none",
-        compression="none" if storage.compression_scope == "value" else codec,
-        cache_bytes=storage.cache_bytes,
-        engine=storage.engine,
-    )
+    is_new = False
     try:
+        if name is None or plugins.backends.find(name).directory:
+            name, is_new = _claim(directory, name)
+        options = BackendOptions(
+            path=directory / name,
+            wal=storage.level != "none",
+            compression="none" if storage.compression_scope == "value" else codec,
+            cache_bytes=storage.cache_bytes,
+            engine=storage.engine,
+        )
         return plugins.backends.create(name, options)
     except ProviderNotFoundError:
         # Its package is missing. A marker that names it would keep every other engine out.
         if is_new:
-            marker_path.unlink(missing_ok=True)
+            (directory / _MARKER_NAME).unlink(missing_ok=True)
         raise
+    except (OSError, UnicodeError) as error:
+        raise _os_error(directory, error) from error
 
 
 def _value_codec(backend: StorageBackend, settings: Settings) -> str:
@@ -266,23 +267,25 @@ def _value_codec(backend: StorageBackend, settings: Settings) -> str:
     return storage.codec
 
 
-def _claim(directory: Path, wanted: str | None) -> str:
-    """Make sure that ``directory`` is a store of ours, or make it one; gives the engine that holds it.
+def _claim(directory: Path, wanted: str | None) -> tuple[str, bool]:
+    """Make sure that ``directory`` is a store of ours, or make it one; gives its engine, and whether it is new.
 
     The marker comes first: a directory that has it, and nothing else yet, is a store about to be made.
     """
     marker_path = directory / _MARKER_NAME
+    missing = [each for each in (directory, *directory.parents) if not each.exists()]
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for each in missing:
+        fsync_directory(each.parent)
+    is_new = not marker_path.exists()
+    if is_new:
+        _write_marker(directory, marker_path, wanted or _DEFAULT_BACKEND)
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not marker_path.exists():
-            _write_marker(directory, marker_path, wanted or _DEFAULT_BACKEND)
         marker = msgspec.json.decode(marker_path.read_bytes(), type=_Marker)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FormatVersionError(
             f"{marker_path} cannot be read: {error}", remedy="restore it from a copy, or open another directory"
         ) from error
-    except OSError as error:
-        raise _os_error(directory, error) from error
     if marker.format != "qilbee-store" or marker.layout > LAYOUT_VERSION:
         raise FormatVersionError(
             f"{directory} is a {marker.format} of layout {marker.layout}, this release knows {LAYOUT_VERSION}",
@@ -293,12 +296,14 @@ def _claim(directory: Path, wanted: str | None) -> str:
             f"{directory} was made with backend {marker.backend!r}, not {wanted!r}",
             remedy=f"leave backend out or give {marker.backend!r}; another engine needs another directory",
         )
-    return marker.backend
+    return marker.backend, is_new
 
 
 def _write_marker(directory: Path, marker_path: Path, backend: str) -> None:
-    temporary = directory / f".{_MARKER_NAME}.tmp"
-    strangers = sorted(entry.name for entry in directory.iterdir() if entry != temporary)
+    temporary = directory / f".{_MARKER_NAME}.{os.getpid()}"
+    strangers = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith(f".{_MARKER_NAME}"))
+    if marker_path.exists():
+        return  # another process makes the same store at this moment
     if strangers:
         raise FormatVersionError(
             f"{directory} is not a store: it holds {', '.join(strangers[:3])}"
@@ -309,15 +314,22 @@ def _write_marker(directory: Path, marker_path: Path, backend: str) -> None:
         file.write(msgspec.json.encode(_Marker("qilbee-store", LAYOUT_VERSION, backend)) + b"\n")
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(marker_path)
+    # A link, not a rename: of two who make a store at once the second reads what the first has said.
+    with suppress(FileExistsError):
+        marker_path.hardlink_to(temporary)
+    temporary.unlink()
     fsync_directory(directory)
 
 
-def _os_error(directory: Path, error: OSError) -> QilbeeError:
+def _os_error(directory: Path, error: OSError | UnicodeError) -> QilbeeError:
+    if isinstance(error, UnicodeError):
+        return SettingsError(f"{directory} is not a path: {error}", remedy="name a directory")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFullError(f"no space for {directory}: {error.strerror}")
     if isinstance(error, NotADirectoryError | FileExistsError):
         return FormatVersionError(f"{directory} is not a directory", remedy="name a directory")
+    if error.errno == errno.ENAMETOOLONG:
+        return SettingsError(f"the path of {len(str(directory))} characters is too long", remedy="name a shorter one")
     return StorageError(
         f"cannot use {directory}: {error.strerror}",
         remedy=f"make it a directory that user {os.getuid()} may read and write",

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import plyvel  # type: ignore[import-untyped]
 
+from qilbee_core.backends._fork import ForkGuard
 from qilbee_core.backends._leveldb_logs import cut_to_prefix, first_sequence, logs_in
 from qilbee_core.batch import Delete, Operation, Put, WriteBatch
 from qilbee_core.directory import DirectoryLock, fsync_directory
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 __all__ = ["LevelDBBackend"]
 
 _DEFAULTS = {"write_buffer_bytes": 16 << 20, "block_bytes": 4 << 10}
+_fork_guard = ForkGuard("LevelDB")
 _NATIVE_CODECS = frozenset({"snappy"})
 _BLOOM_BITS_PER_KEY = 10
 # What LevelDB's keys begin with: ours with a byte of their own, so that two records enclose them.
@@ -162,6 +164,7 @@ class LevelDBBackend(
         self._synced_logs: list[Path] = []
         self._directory_lock = DirectoryLock(self._path, on_fork=self._abandon)
         try:
+            _fork_guard.use()
             self._create_if_missing()
             self._open()
         except BaseException:

@@ -23,6 +23,7 @@ from weakref import ref
 from rocksdict import Rdict
 from rocksdict import WriteBatch as RawBatch
 
+from qilbee_core.backends._fork import ForkGuard
 from qilbee_core.backends._rocksdb_errors import Gone, is_stall, reraise
 from qilbee_core.backends._rocksdb_files import checkpoint, compact, no_automatic_compaction, obsolete_files
 from qilbee_core.backends._rocksdb_fork import leak
@@ -43,6 +44,8 @@ from qilbee_core.errors import (
 from qilbee_core.interfaces import BackendOptions, SingleProcess, Snapshot
 
 __all__ = ["RocksDBBackend"]
+
+_fork_guard = ForkGuard("RocksDB")
 
 _DATABASE_NAME = "db"
 _LIST_GET_KEYS_MIN = 64  # a shorter list is as fast one by one, and then need not wait to get the GIL back
@@ -95,6 +98,7 @@ class RocksDBBackend(SingleProcess):
         missing = [each for each in (directory, *directory.parents) if not each.exists()]
         self._directory_lock = DirectoryLock(self._path, on_fork=self._forked)
         try:
+            _fork_guard.use()
             directory.mkdir(mode=0o700, exist_ok=True)
             for each in missing:
                 fsync_directory(each.parent)

@@ -17,13 +17,13 @@ from typing import ParamSpec, TypeVar
 
 from qilbee_core.durability import Durability
 from qilbee_core.episode import Episode, JSONObject, MemoryType
-from qilbee_core.errors import ConflictError, NotFoundError
+from qilbee_core.errors import ConflictError, NotFoundError, StoreClosedError
 from qilbee_core.limits import BATCH_EPISODES_MAX
 from qilbee_core.memory.agent import AgentMemory, batches
 from qilbee_core.memory.operations import Operations
 from qilbee_core.memory.statistics import ClearReceipt, MemoryStatistics
 
-__all__ = ["AsyncAgentMemory"]
+__all__ = ["AsyncAgentMemory", "run_in"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,6 +31,15 @@ T = TypeVar("T")
 _PAGE_EPISODES = 256
 _DIRECT_EPISODES_MAX = 16
 """A batch above this would hold up the event loop for longer than a hop to the pool takes."""
+
+
+async def run_in(pool: Executor, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run ``verb`` in a thread of ``pool``; StoreClosedError where the pool has ended with its store."""
+    try:
+        running = asyncio.get_running_loop().run_in_executor(pool, partial(verb, *args, **kwargs))
+    except RuntimeError as error:
+        raise StoreClosedError("the store is closed") from error
+    return await running
 
 
 class AsyncAgentMemory:
@@ -65,7 +74,7 @@ class AsyncAgentMemory:
         return f"AsyncAgentMemory({self.agent_id!r})"
 
     async def _in_pool(self, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(verb, *args, **kwargs))
+        return await run_in(self._pool, verb, *args, **kwargs)
 
     async def _quick(self, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._direct:
@@ -120,11 +129,16 @@ class AsyncAgentMemory:
             return await self._quick(recent, limit, before, None, None)
         return await self._in_pool(recent, limit, before, episode_type, memory_type)
 
-    async def episodes(
+    def episodes(
         self, start: datetime | None = None, end: datetime | None = None, *, reverse: bool = False
     ) -> AsyncIterator[Episode]:
-        """All episodes with ``start <= event time < end``, read page by page as they are asked for."""
-        remaining: Iterator[Episode] = await self._in_pool(self._operations.between, start, end, reverse=reverse)
+        """All episodes with ``start <= event time < end``, read page by page as they are asked for.
+
+        They are those of the moment of the call, whatever is written meanwhile.
+        """
+        return self._pages(self._operations.between(start, end, reverse=reverse))
+
+    async def _pages(self, remaining: Iterator[Episode]) -> AsyncIterator[Episode]:
         while page := await self._in_pool(lambda: list(islice(remaining, _PAGE_EPISODES))):
             for episode in page:
                 yield episode

@@ -285,6 +285,7 @@ class Context:
         """In a forked child: locks that the parent's other threads held would never be released."""
         self._agents_lock = threading.Lock()
         self.tails = Tails(0)
+        self.durability.abandon()
         for agent in self._agents.values():
             agent.lock = threading.Lock()
             agent.tail = Tail()
@@ -302,6 +303,9 @@ def _orders_in_force(catalog: Catalog) -> tuple[Order, ...]:
         known.memory_type: Order(number, known.memory_type, known.half_life_us, catalog.header.created_us)
         for number, known in sorted(catalog.orders.items())
     }
+    lost = [memory_type for memory_type in MEMORY_TYPES if memory_type not in in_force]
+    if lost:
+        raise CorruptRecordError(f"the catalog has no decay order for {', '.join(lost)}", remedy="restore a copy")
     return tuple(in_force[memory_type] for memory_type in MEMORY_TYPES)
 
 
