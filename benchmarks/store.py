@@ -133,7 +133,7 @@ def store_episode(record_bytes: int, rounds: int, operations: int) -> None:
 
 def store_episodes(record_bytes: int, rounds: int, operations: int) -> None:
     """Episodes a thousand at a time. The raw batch has their records alone, without the keys that we add."""
-    number = max(1, operations // BATCH)
+    number = max(10, operations // BATCH)
     exchanges = given(record_bytes, BATCH * (1 + number))
     records = [write.record for write in recorded(AGENT, exchanges)]
 

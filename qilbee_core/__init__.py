@@ -1,5 +1,7 @@
 """Durable memory for AI agents, embedded in your program, on any storage engine."""
 
+import logging
+
 from qilbee_core.aio import AsyncStore, aopen_store
 from qilbee_core.batch import Delete, DeleteRange, Expect, Operation, Put, WriteBatch
 from qilbee_core.config import PluginSettings, Settings, StorageSettings
@@ -55,6 +57,9 @@ from qilbee_core.memory.statistics import ClearReceipt, MemoryStatistics
 from qilbee_core.memory.verify import Problem, VerifyReport
 from qilbee_core.plugins import Plugins, load_plugins
 from qilbee_core.store import Store, open_store
+
+# A library is silent unless its program sets up logging: without this, warnings would appear on stderr.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
     "JSON",

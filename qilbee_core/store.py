@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -300,7 +301,7 @@ def _claim(directory: Path, wanted: str | None) -> tuple[str, bool]:
 
 
 def _write_marker(directory: Path, marker_path: Path, backend: str) -> None:
-    temporary = directory / f".{_MARKER_NAME}.{os.getpid()}"
+    temporary = directory / f".{_MARKER_NAME}.{os.getpid()}.{threading.get_ident()}"
     strangers = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith(f".{_MARKER_NAME}"))
     if marker_path.exists():
         return  # another process makes the same store at this moment

@@ -284,7 +284,7 @@ class TestSyncs:
                 assert syncs.ended == syncs.begun
                 return syncs.begun
 
-        assert 1 <= run(main()) <= 20
+        assert 1 <= run(main()) <= 50
 
     def test_all_who_wait_share_one(self, opened: Opened) -> None:
         async def main() -> None:
@@ -389,24 +389,30 @@ class TestSyncs:
                 backend.__class__ = type("Blocked", (type(backend), Blocking), {})
                 memory = store.agent_memory("bot")
                 here = threading.get_ident()
-                write, get = backend.write, backend.get
+                write, get, scan, get_many = backend.write, backend.get, backend.scan, backend.get_many
                 seen: set[int] = set()
 
                 def noting(call: Callable[..., T]) -> Callable[..., T]:
-                    def called(*args: Any) -> T:
+                    def called(*args: Any, **kwargs: Any) -> T:
                         seen.add(threading.get_ident())
-                        return call(*args)
+                        return call(*args, **kwargs)
 
                     return called
 
                 backend.write, backend.get = noting(write), noting(get)
+                backend.scan, backend.get_many = noting(scan), noting(get_many)
                 id_ = await memory.store_episode(note())
                 await memory.store_episodes([note(1)])
                 await memory.get_episode(note().id)
                 await memory.update_episode(id_, content={})
                 await memory.get_recent_episodes(1)
                 await memory.get_statistics()
+                await memory.get_episodes([id_])
+                await memory.history(id_)
+                assert [e.id async for e in memory.episodes()]
                 await memory.delete_episode(id_)
+                await memory.clear()
+                await store.agents()
                 assert seen
                 assert here not in seen
 

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -402,6 +403,26 @@ class TestMarkers:
             open_store(path)
         store_some(quicker[0])
         quicker[0].close()
+
+    @on_disk
+    def test_of_threads_that_make_a_store_at_once_one_gets_it(self, path: Path, engine: str) -> None:
+        for turn in range(15):
+            begin = threading.Barrier(3)
+
+            def open_it(target: Path = path / str(turn), begin: threading.Barrier = begin) -> Store | str:
+                begin.wait()
+                try:
+                    return open_store(target, backend=engine)
+                except Exception as error:
+                    return type(error).__name__
+
+            with ThreadPoolExecutor(3) as pool:
+                outcomes = [future.result() for future in [pool.submit(open_it) for _ in range(3)]]
+            stores = [outcome for outcome in outcomes if isinstance(outcome, Store)]
+            for store in stores:
+                store_some(store, 1)
+                store.close()
+            assert [outcome for outcome in outcomes if not isinstance(outcome, Store)] == ["StoreLockedError"] * 2
 
     @pytest.mark.parametrize("entry", ["order/0", "header", "serializer/1"])
     def test_a_catalog_that_lost_an_entry_is_an_error_of_ours_and_leaves_nothing_open(

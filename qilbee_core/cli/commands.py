@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import heapq
+import logging
 import os
 import sys
 import tomllib
@@ -20,7 +21,7 @@ import typer
 from msgspec.structs import asdict
 
 from qilbee_core.cli import quickstart as quickstart_run
-from qilbee_core.cli.display import counted, episodes_table, figures, moment, say, say_aside, table
+from qilbee_core.cli.display import Warnings, counted, episodes_table, figures, moment, say, say_aside, table
 from qilbee_core.config import Settings, StorageSettings
 from qilbee_core.errors import DataError, InvalidError, NotFoundError, QilbeeError
 from qilbee_core.limits import LIMIT_MAX
@@ -55,6 +56,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # what a store holds may not be in the terminal's encoding
+    logging.getLogger("qilbee_core").addHandler(Warnings(logging.WARNING))
     app(prog_name="qilbee")
 
 

@@ -24,7 +24,7 @@ from qilbee_core.episode import Episode, JSONObject
 from qilbee_core.errors import InvalidError
 from qilbee_core.ids import draw_id, format_id, us_of_datetime
 from qilbee_core.keys import encode_agent_id
-from qilbee_core.limits import check_episode
+from qilbee_core.limits import METADATA_BYTES_MAX, check_episode, check_sizes
 
 __all__ = ["Line", "read_lines"]
 
@@ -106,6 +106,8 @@ def _parse(text: bytes, number: int) -> tuple[Episode, str | None]:
             id=None if given.event_time is None else _id_of(given.event_time, digest),
         )
         check_episode(episode)
+        if len(text) > METADATA_BYTES_MAX:
+            check_sizes(episode.content, episode.metadata)
     except InvalidError as error:
         raise InvalidError(f"line {number}: {error.message}", remedy=error.remedy) from error
     return episode, f"line {number} {digest.hex()}" if given.event_time is None else None

@@ -6,6 +6,7 @@ reaches the terminal.
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,18 @@ from rich.text import Text
 
 from qilbee_core.episode import JSON, Episode
 
-__all__ = ["ProgressBar", "counted", "episodes_table", "figures", "moment", "plain", "say", "say_aside", "table"]
+__all__ = [
+    "ProgressBar",
+    "Warnings",
+    "counted",
+    "episodes_table",
+    "figures",
+    "moment",
+    "plain",
+    "say",
+    "say_aside",
+    "table",
+]
 
 # Control characters, and those that change the direction of what follows them.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
@@ -43,6 +55,14 @@ def say(what: str | Table) -> None:
 def say_aside(what: str, style: str = "") -> None:
     """Show a sentence on standard error, in one line."""
     _console(stderr=True).print(plain(what, style), soft_wrap=True)
+
+
+class Warnings(logging.Handler):
+    """Shows what the library logs, each message in one line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show the message."""
+        say_aside(f"warning: {record.getMessage()}", "yellow")
 
 
 def _console(*, stderr: bool) -> Console:

@@ -134,11 +134,17 @@ class AsyncAgentMemory:
     ) -> AsyncIterator[Episode]:
         """All episodes with ``start <= event time < end``, read page by page as they are asked for.
 
-        They are those of the moment of the call, whatever is written meanwhile.
+        They are those of the moment of the call, whatever is written meanwhile; on an engine whose calls may
+        block, those of the moment when the first one is asked for.
         """
-        return self._pages(self._operations.between(start, end, reverse=reverse))
+        between = partial(self._operations.between, start, end, reverse=reverse)
+        if not self._direct:
+            return self._pages(between)
+        remaining = between()
+        return self._pages(lambda: remaining)
 
-    async def _pages(self, remaining: Iterator[Episode]) -> AsyncIterator[Episode]:
+    async def _pages(self, begin: Callable[[], Iterator[Episode]]) -> AsyncIterator[Episode]:
+        remaining = await self._in_pool(begin)
         while page := await self._in_pool(lambda: list(islice(remaining, _PAGE_EPISODES))):
             for episode in page:
                 yield episode

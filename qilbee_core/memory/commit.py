@@ -277,7 +277,11 @@ class Context:
                 head = agent.head
                 if head is not None and head.sequence > head.trimmed:
                     operation = trim(agent.keys, head, head.sequence)
-                    self.backend.write(WriteBatch([operation, Put(agent.keys.head, head.encode(agent.keys.head))]))
+                    try:
+                        self.backend.write(WriteBatch([operation, Put(agent.keys.head, head.encode(agent.keys.head))]))
+                    except BaseException:
+                        self.forget(agent)  # the head in RAM was changed
+                        raise
                     agent.stored_sequence = head.sequence
                     self.durability.wrote()
 

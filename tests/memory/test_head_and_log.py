@@ -19,6 +19,7 @@ from qilbee_core import (
     InvalidError,
     Settings,
     StorageError,
+    StorageFullError,
     Store,
     WriteBatch,
     load_plugins,
@@ -345,6 +346,27 @@ class TestFailures:
         log = list(log_of(store))
         assert log == list(range(log[0], log[0] + len(log)))
         assert store.verify().problems == []
+
+    @pytest.mark.parametrize("writes", [0, 1, 200])
+    def test_a_log_that_could_not_be_dropped_is_still_there(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch, writes: int
+    ) -> None:
+        memory = store.agent_memory(AGENT)
+        for number in range(5):
+            memory.store_episode(note(number))
+
+        def fail(batch: WriteBatch) -> None:
+            raise StorageFullError("no space left")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store._backend, "write", fail)
+            with pytest.raises(StorageFullError):
+                store.compact()
+        for number in range(writes):
+            memory.store_episode(note(f"after {number}"))
+        assert store.verify().problems == []
+        log = log_of(store)
+        assert list(log) == list(range(1, 6 + writes))
 
 
 class TestWritersOfOneSharedEngine:

@@ -444,7 +444,20 @@ class TestSizes:
             assert read is not None
             assert getattr(read, field) == fields[field]
 
-    @settings(max_examples=150)
+    @pytest.mark.parametrize("serializer", ["msgpack", "json"])
+    @pytest.mark.parametrize("engine", ["ephemeral"])
+    def test_a_size_is_the_same_however_it_is_written(self, open_here: OpenHere, serializer: str) -> None:
+        memory = open_here(serializer=serializer).agent_memory(AGENT)
+        memory.store_episode(KNOWN)
+        # 9 bytes each as MessagePack, 4 as JSON; then 1 byte each, and 5.
+        for short, long in (([0.5] * 7_000, [0.5] * 8_000), (["\0"] * 30_000, ["\0"] * 33_000)):
+            memory.store_episode(Episode(AGENT, "note", {}, metadata={"list": short}))
+            with pytest.raises(InvalidError, match="metadata takes"):
+                memory.store_episode(Episode(AGENT, "note", {}, metadata={"list": long}))
+            with pytest.raises(InvalidError, match="metadata takes"):
+                memory.update_episode(KNOWN.id, metadata={"list": long})
+
+    @settings(max_examples=80)
     @given(value=st.dictionaries(st.text(max_size=20), st.text(max_size=60), max_size=20), room=st.integers(-40, 40))
     def test_an_object_of_texts_is_measured_exactly(self, value: dict[str, Any], room: int) -> None:
         bytes_max = packed_bytes(value) + room

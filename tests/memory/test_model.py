@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import random
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -326,3 +329,50 @@ def test_a_memory_does_what_its_model_does(engine: str) -> None:
 @pytest.mark.parametrize("engine", ["rocksdb", "ephemeral"])
 def test_it_does_so_through_both_faces_in_turn(engine: str) -> None:
     run_state_machine_as_test(machine(engine, faces=True), settings=settings(max_examples=8, stateful_step_count=25))
+
+
+def test_threads_may_share_one_memory(store: Store) -> None:
+    memory = store.agent_memory("bot")
+    begin = threading.Barrier(5)
+
+    def work(thread: int) -> dict[str, list[str]]:
+        """Change episodes of its own, among those of the others; gives their texts, oldest first."""
+        draw, mine = random.Random(thread), dict[str, list[str]]()
+        begin.wait()
+        for step in range(120):
+            text, choice = f"{thread} {step}", draw.randrange(10)
+            if choice < 5 or not mine:
+                minute = timedelta(minutes=draw.randrange(60))
+                episode = Episode("bot", draw.choice(TYPES), {"text": text}, event_time=NOON + minute)
+                mine[memory.store_episode(episode, idempotency_key=draw.choice([None, text]))] = [text]
+            elif choice < 6:
+                batch = [Episode("bot", "note", {"text": f"{text} {number}"}) for number in range(5)]
+                mine |= {
+                    id_: [str(one.content["text"])]
+                    for id_, one in zip(memory.store_episodes(batch), batch, strict=True)
+                }
+            elif choice < 8:
+                id_ = draw.choice(list(mine))
+                memory.update_episode(id_, content={"text": text})
+                mine[id_].append(text)
+            elif choice < 9:
+                id_ = draw.choice(list(mine))
+                assert memory.delete_episode(id_)
+                del mine[id_]
+                assert memory.get_episode(id_) is None
+            else:
+                seen = {episode.id: episode.content["text"] for episode in memory.get_recent_episodes(1000)}
+                assert {id_: texts[-1] for id_, texts in mine.items()}.items() <= seen.items()
+        return mine
+
+    with ThreadPoolExecutor(5) as pool:
+        works = [pool.submit(work, thread) for thread in range(5)]
+        while not all(each.done() for each in works):
+            assert store.verify().problems == []
+        known = {id_: texts for each in works for id_, texts in each.result().items()}
+    for episodes in (memory.episodes(), memory.get_recent_episodes(1000)):
+        assert {episode.id: episode.content["text"] for episode in episodes} == {i: t[-1] for i, t in known.items()}
+    for id_, texts in known.items():
+        assert [version.content["text"] for version in memory.history(id_)] == texts[:-1]
+    assert memory.get_statistics().total_episodes == len(known) > 100
+    assert store.verify().problems == []

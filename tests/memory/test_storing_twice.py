@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +21,7 @@ from qilbee_core import (
     Store,
     ids,
 )
+from qilbee_core.memory.log import ChangeKind
 
 OpenHere = Callable[..., Store]
 
@@ -159,6 +163,44 @@ class TestIdempotencyKeys:
         assert memory.store_episode(episode, idempotency_key="k") == id_
         assert memory.store_episode(note(), idempotency_key="k") == id_
         assert memory.get_statistics().total_episodes == 1
+
+    def test_an_episode_with_a_key_is_not_taken_for_another_under_a_second_key(self, memory: AgentMemory) -> None:
+        episode = note()
+        memory.store_episode(episode, idempotency_key="first")
+        with suppress(ConflictError):  # or else the second key stands for it too
+            memory.store_episode(episode, idempotency_key="second")
+            assert memory.store_episode(note(), idempotency_key="second") == episode.id
+        assert memory.store_episode(note(), idempotency_key="first") == episode.id
+        assert memory.get_statistics().total_episodes == 1
+
+    def test_of_two_who_use_a_key_at_once_the_second_gets_what_the_first_has_stored(
+        self, store: Store, memory: AgentMemory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commit, here, quicker = store._context.commit, threading.current_thread(), list[Future[str]]()
+
+        def with_another_before(agent: Any, kind: ChangeKind, *args: Any) -> Any:
+            if threading.current_thread() is here and kind is ChangeKind.STORE and not quicker:
+                quicker.append(pool.submit(memory.store_episode, note(), idempotency_key="k"))
+                wait(quicker, 0.5)  # in vain, if the first one holds a lock by now
+            return commit(agent, kind, *args)
+
+        monkeypatch.setattr(store._context, "commit", with_another_before)
+        with ThreadPoolExecutor(1) as pool:
+            assert memory.store_episode(note(), idempotency_key="k") == quicker[0].result()
+        assert memory.get_statistics().total_episodes == 1
+
+    def test_however_many_use_a_key_at_once_it_is_one_episode(self, store: Store) -> None:
+        for turn in range(10):
+            begin = threading.Barrier(6)
+
+            def write(turn: int = turn, begin: threading.Barrier = begin) -> str:
+                begin.wait()
+                return store.agent_memory(AGENT).store_episode(note(turn), idempotency_key=f"k{turn}")
+
+            with ThreadPoolExecutor(6) as pool:
+                assert len({future.result() for future in [pool.submit(write) for _ in range(6)]}) == 1
+        assert store.agent_memory(AGENT).get_statistics().total_episodes == 10
+        assert store.verify().problems == []
 
     @pytest.mark.parametrize("how", ["delete", "clear"])
     def test_a_key_goes_with_its_episode(self, memory: AgentMemory, how: str) -> None:

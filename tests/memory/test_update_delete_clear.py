@@ -208,7 +208,7 @@ class TestDeletes:
             assert memory.clear(erase=True).episodes == 2
         assert files_with(tmp_path, b"canary") == []
 
-    @pytest.mark.parametrize("engine", ["ephemeral"])
+    @pytest.mark.parametrize("engine", ["ephemeral"], scope="session")
     def test_an_engine_that_cannot_erase_deletes_nothing(self, memory: AgentMemory) -> None:
         id_ = memory.store_episode(note())
         with pytest.raises(InvalidError, match="cannot erase"):
