@@ -978,7 +978,7 @@ class TestFork:
                     snapshot.close()
                     del backend, snapshot, scan, iterator
                     sys.exit(7)
-                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
             assert next(scan, None) is None
             os._exit(0)
             """,
