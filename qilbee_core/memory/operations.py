@@ -132,6 +132,10 @@ class Operations:
                 return [known], ticket
         stored: list[Episode] = []
         answer = self._context.commit(self._agent, ChangeKind.STORE, self._plan_store, episodes, digest, stored)
+        if digest and not stored:
+            # Somebody stored it meanwhile, perhaps without the key: now it gets the key.
+            known, ticket = self._context.commit(self._agent, ChangeKind.UPDATE, self._plan_mark, episodes[0], digest)
+            return ([known], ticket) if known is not None else answer
         if self._observe is not None and stored:
             self._observe(agent_id, stored)
         return answer

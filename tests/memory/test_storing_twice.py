@@ -189,6 +189,24 @@ class TestIdempotencyKeys:
             assert memory.store_episode(note(), idempotency_key="k") == quicker[0].result()
         assert memory.get_statistics().total_episodes == 1
 
+    def test_a_key_stands_for_an_episode_that_another_has_stored_meanwhile_without_it(
+        self, store: Store, memory: AgentMemory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commit, here, episode, quicker = store._context.commit, threading.current_thread(), note(), list[Future[str]]()
+
+        def with_another_before(agent: Any, kind: ChangeKind, *args: Any) -> Any:
+            if threading.current_thread() is here and kind is ChangeKind.STORE and not quicker:
+                quicker.append(pool.submit(memory.store_episode, episode))
+                wait(quicker, 0.5)  # in vain, if the first one holds a lock by now
+            return commit(agent, kind, *args)
+
+        monkeypatch.setattr(store._context, "commit", with_another_before)
+        with ThreadPoolExecutor(1) as pool:
+            assert memory.store_episode(episode, idempotency_key="k") == episode.id
+        monkeypatch.undo()
+        assert memory.store_episode(note(), idempotency_key="k") == episode.id
+        assert memory.get_statistics().total_episodes == 1
+
     def test_however_many_use_a_key_at_once_it_is_one_episode(self, store: Store) -> None:
         for turn in range(10):
             begin = threading.Barrier(6)
