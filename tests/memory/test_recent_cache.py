@@ -216,7 +216,7 @@ def small(store: Store) -> Iterator[Store]:
 class TestAnswers:
     """Against plain dictionaries, with budgets so small that everything is dropped all the time."""
 
-    @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(operations=OPERATIONS, bytes_max=st.sampled_from([0, 400, 1_500, 6_000, 1 << 20]))
     def test_they_are_those_of_the_engine_whatever_happens(
         self, small: Store, operations: list[tuple[str, int, int]], bytes_max: int

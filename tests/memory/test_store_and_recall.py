@@ -107,7 +107,7 @@ class TestWhatIsStored:
         assert abs(read.transaction_time - datetime.now(UTC)) < timedelta(minutes=1)
         assert given.transaction_time is None
 
-    @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(content=JSON_OBJECTS, metadata=JSON_OBJECTS)
     def test_every_json_value_comes_back_exactly(
         self, memory: AgentMemory, content: dict[str, Any], metadata: dict[str, Any]
@@ -131,7 +131,7 @@ class TestWhatIsStored:
         memory = store.agent_memory(AGENT)
         kept: dict[str, dict[str, Any]] = {}
 
-        @settings(max_examples=60)
+        @settings(max_examples=40)
         @given(content=JSON_OBJECTS)
         def fill(content: dict[str, Any]) -> None:
             kept[memory.store_episode(Episode(AGENT, "note", content, metadata={"m": content}))] = content
@@ -139,13 +139,14 @@ class TestWhatIsStored:
         fill()
         store.close()
         memory = open_here().agent_memory(AGENT)
-        assert len(kept) >= 60
+        assert len(kept) >= 40
         for id_, content in kept.items():
             read = memory.get_episode(id_)
             assert read is not None
             assert is_exactly(content, read.content)
             assert is_exactly({"m": content}, read.metadata)
 
+    @pytest.mark.parametrize("engine", ["ephemeral"])
     @pytest.mark.parametrize("serializer", ["msgpack", "json"])
     @pytest.mark.parametrize("compression_type", ["none", "lz4", "snappy", "zstd"])
     def test_numbers_of_each_type_stay_apart_however_they_are_kept(
