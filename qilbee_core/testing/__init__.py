@@ -4,7 +4,10 @@ import pytest
 
 # Before they are imported, so that a failed assert of a kit shows its values.
 pytest.register_assert_rewrite(
-    "qilbee_core.testing.backends", "qilbee_core.testing.codecs", "qilbee_core.testing.serializers"
+    "qilbee_core.testing.backends",
+    "qilbee_core.testing.codecs",
+    "qilbee_core.testing.policies",
+    "qilbee_core.testing.serializers",
 )
 
 from qilbee_core.testing.backends import (  # noqa: E402
@@ -13,13 +16,16 @@ from qilbee_core.testing.backends import (  # noqa: E402
     backend_state_machine,
 )
 from qilbee_core.testing.codecs import CodecContract  # noqa: E402
+from qilbee_core.testing.policies import PolicyContract, offered_episodes  # noqa: E402
 from qilbee_core.testing.serializers import SerializerContract, documents  # noqa: E402
 
 __all__ = [
     "BackendContract",
     "CodecContract",
     "PersistentBackendContract",
+    "PolicyContract",
     "SerializerContract",
     "backend_state_machine",
     "documents",
+    "offered_episodes",
 ]

@@ -55,6 +55,7 @@ from qilbee_core.interfaces import (
     SupportsCompaction,
     SupportsErase,
     SupportsNativeCompression,
+    SupportsReopen,
     SupportsSequence,
     SupportsStats,
 )
@@ -161,6 +162,8 @@ def _every_call(backend: StorageBackend, path: Path) -> dict[str, Callable[[], o
         calls["stats"] = backend.stats
     if isinstance(backend, SupportsSequence):
         calls["sequence"] = backend.sequence
+    if isinstance(backend, SupportsReopen):
+        calls["reopen"] = backend.reopen
     return calls
 
 
@@ -752,6 +755,55 @@ class PersistentBackendContract(BackendContract):
         with closing(self.open_backend(path)) as again:
             assert list(again.scan()) == _ROWS
         del views
+
+    def test_reopening_keeps_everything_and_writes_go_on(self, backend: StorageBackend, path: Path) -> None:
+        reopened = _offered(backend, SupportsReopen)
+        _put(backend, *_ROWS)
+        for number in range(3):
+            reopened.reopen()
+            assert list(backend.scan(b"", b"\xff\xff\xff")) == _ROWS
+            _put(backend, (b"\xff\xff\xff", b"%d" % number))
+            assert backend.get(b"\xff\xff\xff") == b"%d" % number
+            with closing(backend.snapshot()) as snapshot:
+                assert snapshot.get(b"a") == b"value of a"
+            backend.sync()
+        backend.close()
+        with closing(self.open_backend(path)) as again:
+            assert list(again.scan()) == [*_ROWS, (b"\xff\xff\xff", b"2")]
+
+    def test_reads_wait_while_it_is_reopened(self, backend: StorageBackend) -> None:
+        reopened = _offered(backend, SupportsReopen)
+        _put(backend, *_ROWS)
+        done = threading.Event()
+
+        def reopen() -> None:
+            try:
+                for _ in range(10):
+                    reopened.reopen()
+            finally:
+                done.set()
+
+        def read() -> None:
+            while not done.is_set():
+                assert backend.get(b"a") == b"value of a"
+                assert backend.get_many(_KEYS * 8) == [value for _, value in _ROWS] * 8
+                backend.snapshot().close()
+
+        _together(reopen, read, read)
+
+    def test_views_of_before_a_reopening_show_their_instant_or_say_that_they_are_closed(
+        self, backend: StorageBackend
+    ) -> None:
+        reopened = _offered(backend, SupportsReopen)
+        _put(backend, *_ROWS)
+        with closing(backend.snapshot()) as snapshot:
+            scan = backend.scan()
+            reopened.reopen()
+            backend.write(WriteBatch([DeleteRange(b"", b"\xff\xff\xff")]))
+            with suppress(StoreClosedError):
+                assert list(scan) == _ROWS
+            with suppress(StoreClosedError):
+                assert list(snapshot.scan()) == _ROWS
 
     def test_the_sequence_never_falls_over_closing(self, backend: StorageBackend, path: Path) -> None:
         counter = _offered(backend, SupportsSequence)

@@ -1,0 +1,79 @@
+"""A chat endpoint of the standard library that answers as it is told, and misbehaves as it is told."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Endpoint:
+    """Its requests so far, and how it answers each: ``behave(handler, request)``, by default well."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.behave: Callable[[BaseHTTPRequestHandler, dict[str, Any]], None] = lambda handler, request: reply(
+            handler, completion(written(request))
+        )
+        self.url = ""
+
+
+def turns_of(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """The turns that are asked about."""
+    turns: list[dict[str, Any]] = json.loads(request["messages"][-1]["content"])
+    return turns
+
+
+def written(request: dict[str, Any]) -> str:
+    """A good answer: it depends on the question alone."""
+    turns = turns_of(request)
+    facts = [{"fact": f"Said: {turns[0]['text'][:100] or 'nothing'}", "turns": [1]}]
+    return json.dumps({"summary": f"{len(turns)} turns of {turns[0]['speaker']}.", "facts": facts})
+
+
+def completion(text: object, finish_reason: str = "stop") -> bytes:
+    """What a chat endpoint wraps around an answer."""
+    message = {"role": "assistant", "content": text}
+    return json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": finish_reason}]}).encode()
+
+
+def reply(handler: BaseHTTPRequestHandler, body: bytes, status: int = 200, **headers: str) -> None:
+    """Send ``body``; underscores in the names of headers are hyphens."""
+    handler.send_response(status)
+    for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+@contextmanager
+def serving() -> Iterator[Endpoint]:
+    """An endpoint on a free port of this machine."""
+    endpoint = Endpoint()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            endpoint.requests.append(request)
+            endpoint.headers.append({**self.headers, "path": self.path})
+            with suppress(BrokenPipeError, ConnectionResetError):  # the other side had enough
+                endpoint.behave(self, request)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    endpoint.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    try:
+        yield endpoint
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
