@@ -1,0 +1,195 @@
+"""The order of an agent's turns: sessions, and who spoke before and after whom within them.
+
+Turns of episodes with the same ``session_id`` are one session. Those of episodes without one make sessions by time:
+a gap of more than SESSION_GAP_US begins another. But an episode that names neither session nor speaker is alone: that
+two documents were stored one after the other does not make them a conversation, and taking them for one finds less
+than plain BM25. Order is that of the ids: by event time, then by creation.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from qilbee_core.ids import event_us_of
+from qilbee_core.search.columns import Columns
+
+__all__ = ["NOWHERE", "SESSION_GAP_US", "Timeline"]
+
+SESSION_GAP_US = 6 * 3600 * 1_000_000
+_FIRST_US = event_us_of(bytes(16))
+NOWHERE = 0
+"""The turn that is none: before the first of a session, after its last, and what a deleted one becomes."""
+
+
+def event_us_of_halves(high: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The event times of ids by their first eight bytes: as :func:`qilbee_core.ids.event_us_of`, for many."""
+    shifted = (high >> np.uint64(16) << np.uint64(12) | high & np.uint64(0xFFF)).view(np.int64)
+    unbiased: NDArray[np.int64] = shifted + _FIRST_US
+    return unbiased
+
+
+class Timeline(Columns):
+    """For each turn its session, speaker, and the turns next to it within the session.
+
+    ``before_other`` and ``after_other`` are ``before`` and ``after`` where another one speaks there, or it is not
+    known who.
+    """
+
+    dtypes: ClassVar[dict[str, DTypeLike]] = {
+        "event_us": np.int64,
+        "speaker": np.int32,
+        "session": np.int32,
+        "before": np.int32,
+        "after": np.int32,
+        "before_other": np.int32,
+        "after_other": np.int32,
+    }
+    event_us: NDArray[np.int64]
+    speaker: NDArray[np.int32]
+    session: NDArray[np.int32]
+    before: NDArray[np.int32]
+    after: NDArray[np.int32]
+    before_other: NDArray[np.int32]
+    after_other: NDArray[np.int32]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[bytes] = [b""]
+        """The episode of each turn."""
+        self.sessions = 1
+        """Numbers of sessions that were given out; 0 is that of NOWHERE."""
+        self._names: dict[int, str] = {}
+        """Number of a session -> its ``session_id``."""
+        self._chains: dict[str | None, list[int]] = {}
+        """``session_id`` -> its turns in order; None -> those of all episodes without one."""
+        self.extend(1)
+
+    def append(self, id_bytes: bytes, session: str | None, speakers: list[int]) -> int:
+        """Put the turns of an episode in their place; returns the first of their consecutive numbers."""
+        first = self.extend(len(speakers))
+        turns = range(first, self.size)
+        self.ids += [id_bytes] * len(speakers)
+        self.event_us[first : self.size] = event_us_of(id_bytes)
+        self.speaker[first : self.size] = speakers
+        if session is None and not any(speakers):
+            self.session[first : self.size] = self._new_session()
+            return first
+        chain = self._chains.setdefault(session, [])
+        at = len(chain)
+        if chain and self.ids[chain[-1]] > id_bytes:
+            at = bisect_left(chain, id_bytes, key=self.ids.__getitem__)
+        left = chain[at - 1] if at else NOWHERE
+        right = chain[at] if at < len(chain) else NOWHERE
+        chain[at:at] = turns
+        for turn in turns:
+            self._link(left, turn, session)
+            left = turn
+        self._link(left, right, session)
+        number = self._number_of(first, self.size - 1)
+        self.session[first : self.size] = number
+        if session is not None:
+            self._names[number] = session
+        return first
+
+    def remove(self, turns: range) -> None:
+        """Take the turns of an episode out of their session."""
+        session = self.name_of_session(turns[0])
+        left = right = NOWHERE
+        if session is not None or any(self.speaker[turns[0] : turns[-1] + 1]):
+            chain = self._chains[session]
+            at = bisect_left(chain, self.ids[turns[0]], key=self.ids.__getitem__)
+            del chain[at : at + len(turns)]
+            left = chain[at - 1] if at else NOWHERE
+            right = chain[at] if at < len(chain) else NOWHERE
+            if not chain:
+                del self._chains[session]
+                self._names.pop(int(self.session[turns[0]]), None)
+        for turn in turns:
+            for column in (self.before, self.after, self.before_other, self.after_other, self.session, self.speaker):
+                column[turn] = NOWHERE
+            self.ids[turn] = b""
+        self._link(left, right, session)
+        if left and right and self.after[left] != right and self.session[left] == self.session[right]:
+            self._renumber(left, right, self._new_session())
+
+    def name_of_session(self, turn: int) -> str | None:
+        """The ``session_id`` of a turn; None where it has none."""
+        return self._names.get(int(self.session[turn]))
+
+    def _link(self, left: int, right: int, session: str | None) -> None:
+        """Say that ``right`` follows ``left``, either of which may be NOWHERE, if it does so in one session."""
+        joined = NOWHERE not in {left, right}
+        if joined and session is None:
+            joined = bool(self.event_us[right] - self.event_us[left] <= SESSION_GAP_US)
+        other = joined and (self.speaker[left] != self.speaker[right] or self.speaker[left] == 0)
+        if left != NOWHERE:
+            self.after[left] = right if joined else NOWHERE
+            self.after_other[left] = right if other else NOWHERE
+        if right != NOWHERE:
+            self.before[right] = left if joined else NOWHERE
+            self.before_other[right] = left if other else NOWHERE
+
+    def _number_of(self, first: int, last: int) -> int:
+        """The session that new turns belong to: of the turns around them, which they may join."""
+        left, right = int(self.before[first]), int(self.after[last])
+        if not left and not right:
+            return self._new_session()
+        number = int(self.session[left or right])
+        if left and right and self.session[left] != self.session[right]:
+            return self._renumber(left, right, None)
+        return number
+
+    def _new_session(self) -> int:
+        self.sessions += 1
+        return self.sessions - 1
+
+    def _renumber(self, left: int, right: int, number: int | None) -> int:
+        """Give the shorter of two runs of turns, that to ``left`` and that from ``right``, another session.
+
+        That of the other where ``number`` is None. Takes as many steps as the shorter has turns.
+        """
+        a, b = left, right
+        while self.before[a] and self.after[b]:
+            a, b = int(self.before[a]), int(self.after[b])
+        at, step = (right, self.after) if self.before[a] else (left, self.before)
+        if number is None:
+            number = int(self.session[left if at == right else right])
+        while at:
+            self.session[at] = number
+            at = int(step[at])
+        return number
+
+    def load(self, ids: list[bytes], sessions: list[str | None], first_turns: NDArray[np.int64]) -> None:
+        """Put all episodes in their places at once; the rows of their turns are there already, with the speakers."""
+        turns = np.arange(1, self.size)
+        of_episode = np.repeat(np.arange(len(ids)), np.diff(first_turns, append=self.size))
+        self.ids += [ids[each] for each in of_episode.tolist()]
+        halves = np.frombuffer(b"".join(ids), ">u8").reshape(-1, 2)[of_episode].astype(np.uint64)
+        event_us = self.event_us[1 : self.size] = event_us_of_halves(halves[:, 0])
+        # 0 is the chain of those who are alone, 1 that of those without a session_id.
+        numbers: dict[str | None, int] = {None: 1}
+        chain_of = np.array([numbers.setdefault(each, len(numbers) + 1) for each in sessions], np.int32)[of_episode]
+        spoken = np.bincount(of_episode, self.speaker[turns] != 0)[of_episode] > 0
+        chain_of[(chain_of == 1) & ~spoken] = 0
+        order = np.lexsort((halves[:, 1], halves[:, 0], chain_of))
+        turns, chain_of, event_us = turns[order], chain_of[order], event_us[order]
+        speaker = self.speaker[turns]
+        joined = (chain_of[1:] == chain_of[:-1]) & (chain_of[1:] != 0)
+        joined &= (chain_of[1:] != 1) | (event_us[1:] - event_us[:-1] <= SESSION_GAP_US)
+        other = joined & ((speaker[1:] != speaker[:-1]) | (speaker[1:] == 0))
+        left, right = turns[:-1], turns[1:]
+        self.after[left[joined]] = right[joined]
+        self.before[right[joined]] = left[joined]
+        self.after_other[left[other]] = right[other]
+        self.before_other[right[other]] = left[other]
+        session = self.session[turns] = np.concatenate(([1], 1 + np.cumsum(~joined)))
+        self.sessions = int(session[-1]) + 1
+        starts = np.searchsorted(chain_of, np.arange(len(numbers) + 2)).tolist()
+        in_order = turns.tolist()
+        chains = {name: in_order[starts[n] : starts[n + 1]] for name, n in numbers.items()}
+        self._chains = {name: chain for name, chain in chains.items() if chain}
+        self._names = {int(self.session[chain[0]]): name for name, chain in self._chains.items() if name is not None}
