@@ -133,13 +133,19 @@ def recorded(agent_id: str, exchanges: list[Given]) -> list[RawWrite]:
         for episode in made(agent_id, exchanges):
             memory.store_episode(episode)
     writes = []
-    for batch in batches[: len(exchanges)]:  # without what closing writes
+    # Without what closing writes, and what search writes meanwhile.
+    stores = (batch for batch in batches if isinstance(batch.operations[0], Put) and is_record(batch.operations[0].key))
+    for batch in stores:
         puts = [(each.key, each.value) for each in batch.operations if isinstance(each, Put)]
         ranges = [(each.start, each.stop) for each in batch.operations if isinstance(each, DeleteRange)]
         assert len(puts) + len(ranges) == len(batch.operations)
-        assert puts[0][0][0] == Space.EPISODE
         writes.append(RawWrite(puts, ranges))
     return writes
+
+
+def is_record(key: bytes) -> bool:
+    """Whether it is the key of an episode's record, which a store writes first."""
+    return key[0] == Space.EPISODE
 
 
 @contextmanager

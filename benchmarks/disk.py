@@ -6,6 +6,7 @@ The data are conversations in LoCoMo's format, which are not part of this projec
 What is counted is the whole data directory after ``compact()`` and ``close()``: tables, logs, options, everything.
 An engine's fixed files weigh on so small a store, so each figure is shown a second time with every conversation
 stored under 20 agents. Those have ids and keys of their own and lie far apart, so they gain nothing from each other.
+Each store is measured without search, and with the search terms of all its episodes.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from _episodes import compacted_bytes
 from _measure import console, machine, verdict
 from rich.table import Table
 
-from qilbee_core import Episode, Settings, Store, open_store
+from qilbee_core import Episode, SearchSettings, Settings, Store, open_store
 from qilbee_core.keys import Space
 
 COPIES = 20
 LZ4_MOST, ZSTD_MOST, VALUE_ZSTD_MOST = 40.0, 30.0, 66.0
+LZ4_SEARCH_MOST, ZSTD_SEARCH_MOST = 55.0, 45.0
 
 Pairs = list[tuple[bytes, bytes]]
 Make = Callable[[list[Any]], Iterator[Episode]]
@@ -120,6 +122,9 @@ def fill(store: Store, make: Make, samples: list[Any], copies: int) -> None:
             if copy:
                 episode.agent_id = f"{episode.agent_id}-{copy}"
             store.agent_memory(episode.agent_id).store_episode(episode)
+    if store.settings.search.indexing != "off":
+        for agent_id in store.agents():
+            store.agent_memory(agent_id).search_episodes("?")  # which indexes all that is pending
 
 
 def all_json_bytes(store: Store) -> tuple[int, int]:
@@ -155,7 +160,7 @@ def blocks(title: str, make: Make, samples: list[Any], copies: int) -> None:
     times = f"{copies} agents for each conversation" if copies > 1 else "as it is"
     table = Table(title=f"data directory as a share of wire JSON: {title}, {times}", title_justify="left")
     for heading in (
-        "engine, codec",
+        "engine, codec, search",
         "episodes",
         "JSON kB",
         "disk kB",
@@ -165,21 +170,26 @@ def blocks(title: str, make: Make, samples: list[Any], copies: int) -> None:
         "target",
         "",
     ):
-        table.add_column(heading, justify="right" if heading != "engine, codec" else "left")
+        table.add_column(heading, justify="right" if heading != "engine, codec, search" else "left")
     by_family: dict[str, dict[str, tuple[int, int, int]]] = {}
-    for backend, codec, most in (
-        ("rocksdb", "lz4", LZ4_MOST),
-        ("rocksdb", "zstd", ZSTD_MOST),
-        ("rocksdb", "none", None),
-        ("leveldb", "snappy", None),
-    ):
+    arms: list[tuple[str, str, bool, float | None]] = [
+        ("rocksdb", "lz4", False, LZ4_MOST),
+        ("rocksdb", "zstd", False, ZSTD_MOST),
+        ("rocksdb", "lz4", True, LZ4_SEARCH_MOST),
+        ("rocksdb", "zstd", True, ZSTD_SEARCH_MOST),
+        ("rocksdb", "none", True, None),
+        ("leveldb", "snappy", True, None),
+    ]
+    for backend, codec, search, most in arms:
         with TemporaryDirectory(prefix="qilbee-disk-") as directory:
-            settings = Settings().with_storage({"data_path": directory, "backend": backend, "compression_type": codec})
+            settings = Settings(search=SearchSettings(indexing="background" if search else "off")).with_storage(
+                {"data_path": directory, "backend": backend, "compression_type": codec}
+            )
             with open_store(settings) as store:
                 fill(store, make, samples, copies)
                 number, json_bytes = all_json_bytes(store)
                 store.compact()
-                if backend == "rocksdb":
+                if backend == "rocksdb" and search:
                     by_family[codec] = {
                         name: (
                             len(pairs),
@@ -191,7 +201,7 @@ def blocks(title: str, make: Make, samples: list[Any], copies: int) -> None:
             kinds = directory_bytes(directory)
         share = 100 * sum(kinds.values()) / json_bytes
         table.add_row(
-            f"{backend}, {codec}",
+            f"{backend}, {codec}, {'on' if search else 'off'}",
             f"{number:,}",
             *(f"{size / 1000:.0f}" for size in (json_bytes, sum(kinds.values()), kinds["tables"], kinds["all else"])),
             f"{share:.1f} %",

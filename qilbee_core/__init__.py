@@ -4,7 +4,7 @@ import logging
 
 from qilbee_core.aio import AsyncStore, aopen_store
 from qilbee_core.batch import Delete, DeleteRange, Expect, Operation, Put, WriteBatch
-from qilbee_core.config import PluginSettings, Settings, StorageSettings
+from qilbee_core.config import MemorySettings, PluginSettings, SearchSettings, Settings, StorageSettings
 from qilbee_core.directory import DirectoryLock, fsync_directory
 from qilbee_core.durability import DurabilityStatus
 from qilbee_core.episode import JSON, Episode, JSONObject, MemoryType, Plan
@@ -22,12 +22,15 @@ from qilbee_core.errors import (
     PluginError,
     ProviderNotFoundError,
     QilbeeError,
+    ReadOnlyError,
     SettingsError,
     StorageError,
     StorageFullError,
     StoreClosedError,
     StoreLockedError,
+    WriteStallError,
 )
+from qilbee_core.health import Health
 from qilbee_core.hookspecs import hookimpl
 from qilbee_core.interfaces import (
     BackendOptions,
@@ -36,6 +39,7 @@ from qilbee_core.interfaces import (
     ConsolidationPolicy,
     Document,
     Embedder,
+    MayOpen,
     Provider,
     Reader,
     Serializer,
@@ -47,15 +51,19 @@ from qilbee_core.interfaces import (
     SupportsDictionary,
     SupportsErase,
     SupportsNativeCompression,
+    SupportsReopen,
     SupportsSequence,
     SupportsStats,
 )
 from qilbee_core.memory.agent import AgentMemory
 from qilbee_core.memory.aio import AsyncAgentMemory
 from qilbee_core.memory.repair import RepairReport
-from qilbee_core.memory.statistics import ClearReceipt, MemoryStatistics
+from qilbee_core.memory.searching import SearchResult, SearchStatus
+from qilbee_core.memory.statistics import ClearReceipt, ForgetReceipt, MemoryStatistics
 from qilbee_core.memory.verify import Problem, VerifyReport
 from qilbee_core.plugins import Plugins, load_plugins
+from qilbee_core.policies.derived import derived_episode
+from qilbee_core.recovery import RecoveryReport
 from qilbee_core.store import Store, open_store
 
 # A library is silent unless its program sets up logging: without this, warnings would appear on stderr.
@@ -83,10 +91,14 @@ __all__ = [
     "Embedder",
     "Episode",
     "Expect",
+    "ForgetReceipt",
     "FormatVersionError",
+    "Health",
     "InvalidError",
     "JSONObject",
     "LostWritesError",
+    "MayOpen",
+    "MemorySettings",
     "MemoryStatistics",
     "MemoryType",
     "NotFoundError",
@@ -102,8 +114,13 @@ __all__ = [
     "ProviderNotFoundError",
     "Put",
     "QilbeeError",
+    "ReadOnlyError",
     "Reader",
+    "RecoveryReport",
     "RepairReport",
+    "SearchResult",
+    "SearchSettings",
+    "SearchStatus",
     "Serializer",
     "Settings",
     "SettingsError",
@@ -121,11 +138,14 @@ __all__ = [
     "SupportsDictionary",
     "SupportsErase",
     "SupportsNativeCompression",
+    "SupportsReopen",
     "SupportsSequence",
     "SupportsStats",
     "VerifyReport",
     "WriteBatch",
+    "WriteStallError",
     "aopen_store",
+    "derived_episode",
     "fsync_directory",
     "hookimpl",
     "load_plugins",

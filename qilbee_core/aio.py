@@ -6,24 +6,40 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, ParamSpec, Self, TypeVar
 
 from qilbee_core.config import Settings
 from qilbee_core.durability import DurabilityStatus
 from qilbee_core.episode import JSON
+from qilbee_core.health import Health
 from qilbee_core.memory.aio import AsyncAgentMemory, run_in
 from qilbee_core.memory.repair import RepairReport
 from qilbee_core.memory.verify import VerifyReport
 from qilbee_core.plugins import Plugins
+from qilbee_core.recovery import RecoveryReport
 from qilbee_core.store import Store, open_store
 
 __all__ = ["AsyncStore", "aopen_store"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _POOL_THREADS = 4
+
+
+class _Pool(ThreadPoolExecutor):
+    """A pool that says so when it was made before a fork, instead of waiting for threads that are not here."""
+
+    def __init__(self) -> None:
+        super().__init__(_POOL_THREADS, "qilbee")
+        self._pid = os.getpid()
+
+    def submit(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        if os.getpid() != self._pid:
+            raise RuntimeError("the threads of this pool are in the parent of this process")
+        return super().submit(call, *args, **kwargs)
 
 
 class AsyncStore:
@@ -31,7 +47,7 @@ class AsyncStore:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._pool = ThreadPoolExecutor(_POOL_THREADS, "qilbee")
+        self._pool = _Pool()
 
     async def __aenter__(self) -> Self:
         return self
@@ -48,6 +64,11 @@ class AsyncStore:
     def settings(self) -> Settings:
         """What the store was opened with."""
         return self._store.settings
+
+    @property
+    def recovery(self) -> RecoveryReport | None:
+        """What was kept and lost, where the store was opened with ``recover="tail"``."""
+        return self._store.recovery
 
     def agent_memory(self, agent_id: str) -> AsyncAgentMemory:
         """The memory of one agent."""
@@ -73,6 +94,11 @@ class AsyncStore:
         """The level in force, and how old the oldest unsynced write is."""
         return self._store.durability()
 
+    async def health(self) -> Health:
+        """Whether writes work, and if not, why."""
+        # Not in our own pool, which may be busy, or closed.
+        return await asyncio.to_thread(self._store.health)
+
     async def verify(self) -> VerifyReport:
         """Walk everything and compare it with everything else."""
         return await self._in_pool(self._store.verify)
@@ -92,7 +118,12 @@ class AsyncStore:
 
 
 async def aopen_store(
-    target: str | os.PathLike[str] | Settings | None = None, *, plugins: Plugins | None = None, **overrides: object
+    target: str | os.PathLike[str] | Settings | None = None,
+    *,
+    plugins: Plugins | None = None,
+    recover: Literal["tail"] | None = None,
+    read_only: bool = False,
+    **overrides: object,
 ) -> AsyncStore:
     """Open a store for asyncio; see :func:`~qilbee_core.open_store`, which it takes its arguments from.
 
@@ -106,7 +137,7 @@ async def aopen_store(
     abandoned = threading.Event()
 
     def open_in_thread() -> Store:
-        opened.append(open_store(target, plugins=plugins, **overrides))
+        opened.append(open_store(target, plugins=plugins, recover=recover, read_only=read_only, **overrides))
         if abandoned.is_set():
             opened[0].close()
         return opened[0]

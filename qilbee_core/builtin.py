@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from qilbee_core.hookspecs import hookimpl
-from qilbee_core.interfaces import BackendOptions, Codec, Provider, Serializer, StorageBackend
+from qilbee_core.interfaces import BackendOptions, Codec, ConsolidationPolicy, Provider, Serializer, StorageBackend
+from qilbee_core.policies.settings import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,11 +44,25 @@ def _serializer(module: str, name: str) -> Callable[[], Serializer]:
     return create
 
 
+def _policy(name: str, policy: str, settings: str) -> Callable[..., ConsolidationPolicy]:
+    def create(**given: object) -> ConsolidationPolicy:
+        module = import_module(f"qilbee_core.policies.{name}")
+        created: ConsolidationPolicy = getattr(module, policy)(read_settings(getattr(module, settings), name, given))
+        return created
+
+    return create
+
+
 @hookimpl
 def qilbee_register_backends() -> Iterable[Provider[StorageBackend]]:
     """RocksDB, LevelDB, and the ephemeral reference."""
     return [
-        Provider("rocksdb", _backend("rocksdb", "RocksDBBackend"), "LSM tree, compressed blocks; the default"),
+        Provider(
+            "rocksdb",
+            _backend("rocksdb", "RocksDBBackend"),
+            "LSM tree, compressed blocks; the default",
+            read_only=True,
+        ),
         Provider(
             "leveldb",
             _backend("leveldb", "LevelDBBackend"),
@@ -80,4 +95,23 @@ def qilbee_register_serializers() -> Iterable[Provider[Serializer]]:
     return [
         Provider("msgpack", _serializer("msgpack", "MsgpackSerializer"), "compact; the default"),
         Provider("json", _serializer("json", "JsonSerializer"), "readable by anything"),
+    ]
+
+
+@hookimpl
+def qilbee_register_policies() -> Iterable[Provider[ConsolidationPolicy]]:
+    """The policies of consolidation."""
+    return [
+        Provider(
+            "duplicates",
+            _policy("duplicates", "Duplicates", "DuplicateSettings"),
+            "of memories that say the same, one stays",
+        ),
+        Provider("sessions", _policy("sessions", "Sessions", "SessionSettings"), "a summary of each finished session"),
+        Provider(
+            "llm",
+            _policy("llm", "Llm", "LlmSettings"),
+            "summaries and facts, written by a language model",
+            install="pip install 'qilbee-core[llm]'",
+        ),
     ]

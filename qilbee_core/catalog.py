@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 import threading
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -22,8 +24,9 @@ from qilbee_core.errors import ConflictError, CorruptRecordError, FormatVersionE
 from qilbee_core.ids import now_us
 from qilbee_core.interfaces import StorageBackend
 from qilbee_core.keys import Space, catalog_key, range_of
+from qilbee_core.patience import patiently
 
-__all__ = ["LAYOUT_VERSION", "SCHEMA_VERSION", "Catalog", "CatalogOrder", "Header", "Tag"]
+__all__ = ["LAYOUT_VERSION", "SCHEMA_VERSION", "Catalog", "CatalogOrder", "Header", "Tag", "find_store_id"]
 
 T = TypeVar("T", bound=Struct)
 
@@ -113,7 +116,8 @@ class Catalog:
                     raise StorageError(f"the catalog is full: {_TAG_MAX} {family}s were used in this store")
                 # A conflict: another process made this tag meanwhile, perhaps for the same name.
                 with suppress(ConflictError):
-                    self._backend.write(WriteBatch(*_new_entry(f"{family}/{tag}", Tag(name, distribution))))
+                    entry = WriteBatch(*_new_entry(f"{family}/{tag}", Tag(name, distribution)))
+                    patiently(partial(self._backend.write, entry))
                 self._tables = self._read()
 
     def _known(self, family: str, tag: int) -> Tag:
@@ -164,7 +168,7 @@ class Catalog:
             expects += missing
         # A conflict: another process created the store meanwhile, and its header counts.
         with suppress(ConflictError):
-            self._backend.write(WriteBatch(operations, expects))
+            patiently(partial(self._backend.write, WriteBatch(operations, expects)))
         self._backend.sync()
         created = self._read_header()
         if created is None:
@@ -196,6 +200,13 @@ class Catalog:
     def entries(self) -> dict[bytes, bytes]:
         """Every entry in use, as it was read: what verify() compares with and repair() puts back."""
         return dict(self._entries)
+
+
+def find_store_id(get: Callable[[bytes], bytes | None]) -> str | None:
+    """The id of the store that ``get`` reads from; None where there is no header."""
+    key = catalog_key(_HEADER)
+    value = get(key)
+    return None if value is None else _decode(key, value, Header).store_id
 
 
 def _encode(name: str, entry: Struct) -> tuple[bytes, bytes]:

@@ -20,7 +20,15 @@ from msgspec.structs import FieldInfo, fields, force_setattr
 from qilbee_core.durability import DurabilityLevel
 from qilbee_core.errors import SettingsError
 
-__all__ = ["CompressionScope", "PluginSettings", "Settings", "StorageSettings", "storage_settings"]
+__all__ = [
+    "CompressionScope",
+    "MemorySettings",
+    "PluginSettings",
+    "SearchSettings",
+    "Settings",
+    "StorageSettings",
+    "storage_settings",
+]
 
 CompressionScope = Literal["auto", "block", "value"]
 T = TypeVar("T", bound=Struct)
@@ -86,6 +94,40 @@ class StorageSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             )
 
 
+class MemorySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table ``[memory]``."""
+
+    reinforcement_share: Annotated[float, Meta(ge=0, le=1)] = 0.2
+    """How far an access moves a faded memory towards full strength; 0 switches it off."""
+    enable_auto_forgetting: bool = False
+    """Whether a thread forgets, and removes what has expired, by the keys below."""
+    forgetting_interval_s: Annotated[float, Meta(ge=0.01, le=31_536_000)] = 3600
+    """How often it does."""
+    min_relevance_threshold: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """What is less relevant is forgotten."""
+    max_episodes: Annotated[int, Meta(ge=0)] | None = None
+    """So many are kept of each agent, the most relevant; None: any number."""
+    max_bytes: Annotated[int, Meta(ge=0)] | None = None
+    """So many bytes of records are kept of each agent; None: any number."""
+
+    def __post_init__(self) -> None:
+        _check("memory", self)
+
+
+class SearchSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table ``[search]``."""
+
+    indexing: Literal["background", "inline", "off"] = "background"
+    """Who makes the search terms of what is stored: a thread, whoever stores, or nobody."""
+    language: str = "english"
+    """Of the texts, for the stems of their words: one of the stemmer's, or none."""
+    ram_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 256 << 20
+    """RAM for the indexes of the agents that were searched last; the one in use may take more."""
+
+    def __post_init__(self) -> None:
+        _check("search", self)
+
+
 class PluginSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table ``[plugins]``."""
 
@@ -108,6 +150,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     storage: StorageSettings = msgspec.field(default_factory=StorageSettings)
+    memory: MemorySettings = msgspec.field(default_factory=MemorySettings)
+    search: SearchSettings = msgspec.field(default_factory=SearchSettings)
     plugins: PluginSettings = msgspec.field(default_factory=PluginSettings)
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from qilbee_core.errors import StorageError, StorageFullError, StoreLockedError
 
-__all__ = ["DirectoryLock", "fsync_directory"]
+__all__ = ["DirectoryLock", "ForkWatch", "check_writable", "fsync_directory"]
 
 _LOCK_NAME = "qilbee.lock"
 
@@ -67,13 +67,13 @@ class DirectoryLock:
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
         self._on_fork = on_fork
         self._held = True
-        _held_locks.add(self)
+        _watched.add(self)
 
     def release(self) -> None:
         """Let others open the directory. Idempotent."""
         if self._held:
             self._held = False
-            _held_locks.discard(self)
+            _watched.discard(self)
             os.close(self._file)
 
     def _forked(self) -> None:
@@ -84,13 +84,28 @@ class DirectoryLock:
             self._on_fork()
 
 
-_held_locks: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
+class ForkWatch:
+    """For an engine that only reads, and needs no lock: ``on_fork`` is called in a child, until :meth:`release`."""
+
+    def __init__(self, on_fork: Callable[[], None]) -> None:
+        self._on_fork = on_fork
+        _watched.add(self)
+
+    def release(self) -> None:
+        """Watch no more. Idempotent."""
+        _watched.discard(self)
+
+    def _forked(self) -> None:
+        self._on_fork()
+
+
+_watched: weakref.WeakSet[DirectoryLock | ForkWatch] = weakref.WeakSet()
 
 
 def _poison_child() -> None:
-    for lock in list(_held_locks):
-        lock._forked()
-    _held_locks.clear()
+    for watched in list(_watched):
+        watched._forked()
+    _watched.clear()
 
 
 os.register_at_fork(after_in_child=_poison_child)
@@ -103,3 +118,21 @@ def fsync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_writable(directory: Path, bytes_needed: int) -> None:
+    """Return if a file of that size can be made in ``directory`` and synced; StorageFullError, StorageError if not."""
+    probe = directory / "space.probe"
+    try:
+        handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(handle, 0, bytes_needed)
+            os.pwrite(handle, b"probe", 0)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFullError(f"{directory} has no room for {bytes_needed} bytes: {error.strerror}") from error
+        raise StorageError(f"cannot write to {directory}: {error.strerror}") from error

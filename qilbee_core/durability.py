@@ -14,6 +14,9 @@ level          an acknowledged write survives        what the writer waits for
 Group commit: each write gets a ticket after the engine has taken it. Whoever needs a ticket durable and
 finds no sync under way leads one, for every ticket given out so far; the others wait for that one
 or the next. So N waiting writers share one or two syncs, on any engine.
+
+A write or a sync that fails stops all writes: :attr:`Durability.failure` says why. Whoever waited then does not know
+whether his write is there, and is told so for ever, also when :meth:`Durability.resume` lets others write again.
 """
 
 from __future__ import annotations
@@ -22,15 +25,27 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Literal, Never
+from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
-from qilbee_core.errors import OutcomeUnknownError, StoreClosedError
-from qilbee_core.interfaces import StorageBackend
+from qilbee_core.batch import WriteBatch
+from qilbee_core.errors import (
+    DataError,
+    LostWritesError,
+    OutcomeUnknownError,
+    QilbeeError,
+    ReadOnlyError,
+    StorageError,
+    StorageFullError,
+    StoreClosedError,
+    WriteStallError,
+)
+from qilbee_core.interfaces import StorageBackend, SupportsSequence
+from qilbee_core.watermark import Watermark
 
 __all__ = ["Durability", "DurabilityLevel", "DurabilityStatus"]
 
@@ -40,21 +55,39 @@ DurabilityLevel = Literal["sync", "interval", "async", "none"]
 
 
 class DurabilityStatus(Struct, frozen=True, kw_only=True):
-    """The level in force, and the age of the oldest write that may not survive a power cut yet (0: none)."""
+    """The level in force, what is known to survive a power cut, and how old the oldest write is that may not (0: none).
+
+    ``durable_sequence`` is the engine's number of the last operation that survives; None for an engine that does not
+    count, or that has no directory of its own.
+    """
 
     level: DurabilityLevel
+    durable_sequence: int | None
     unsynced_age_ms: float
+
+
+class _Waiter(NamedTuple):
+    """Who waits for a sync that covers ``ticket``, and how to wake him: in his event loop, where he is a task."""
+
+    ticket: int
+    loop: asyncio.AbstractEventLoop | None
+    wake: Callable[[], object]
 
 
 class Durability:
     """Makes the writes of one backend durable, at one level, over threads and asyncio tasks."""
 
-    def __init__(self, backend: StorageBackend, level: DurabilityLevel, interval_ms: int) -> None:
+    def __init__(
+        self, backend: StorageBackend, level: DurabilityLevel, interval_ms: int, watermark: Watermark | None = None
+    ) -> None:
         self.level: DurabilityLevel = level
         self._backend = backend
+        self._watermark: Watermark | None = None
+        self._sequence: Callable[[], int] = lambda: 0
+        if isinstance(backend, SupportsSequence):
+            self._watermark, self._sequence = watermark, backend.sequence
         self._interval_s = interval_ms / 1000
         self._lock = threading.Lock()
-        self._condition = threading.Condition(self._lock)
         self._written = 0
         self._synced = 0
         self._unsynced_since_s: float | None = None
@@ -62,8 +95,15 @@ class Durability:
         self._sync_lock = threading.Lock()
         self._leading = False
         self.failure: Exception | None = None
-        """What made a sync fail."""
-        self._callbacks: list[tuple[int, Callable[[], object]]] = []
+        """Why no write is taken at the moment."""
+        self.on_failure: Callable[[], object] = lambda: None
+        """Called when there is a failure that may pass."""
+        self.on_interval: Callable[[], object] = lambda: None
+        """Called from the thread of ``interval``."""
+        self._unknown: list[tuple[int, int, Exception]] = []
+        """Tickets whose fate nobody knows: those above the first number and up to the second."""
+        self._waiters: list[_Waiter] = []
+        """Those who wait for a sync. There are some only while somebody leads."""
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         if level == "interval":
@@ -90,25 +130,77 @@ class Durability:
     def abandon(self) -> None:
         """In a forked child: nothing of the parent's may be synced here, and its threads hold no lock for us."""
         self._lock = threading.Lock()
-        self._condition = threading.Condition(self._lock)
         self._sync_lock = threading.Lock()
         self._thread = None
         self._leading = False
+        if self._watermark is not None:
+            self._watermark.abandon()
         self.failure = StoreClosedError("the store was opened by the parent of this process")
 
-    def refuse(self) -> Never:
-        """Raise what a failed sync, or a closed engine, means for all who come later: nothing more may be written."""
-        if isinstance(self.failure, StoreClosedError):
-            raise StoreClosedError(
-                self.failure.message, remedy="open the store again and retry with the same episode id"
-            ) from self.failure
-        self._unknown()
+    @property
+    def refusal(self) -> QilbeeError | None:
+        """What the failure means for all who come later: nothing more may be written. None where writes are taken."""
+        failure = self.failure
+        return None if failure is None else self._refusal(failure)
 
-    def _unknown(self) -> Never:
-        raise OutcomeUnknownError(
-            f"an earlier sync failed ({self.failure}); the store is read-only",
-            remedy="close the store, look at the disk, and open it again",
-        )
+    def refuse(self) -> None:
+        """Raise the refusal, if there is one still."""
+        refusal = self.refusal
+        if refusal is not None:
+            raise refusal
+
+    def _refusal(self, failure: Exception) -> QilbeeError:
+        error: QilbeeError
+        if isinstance(failure, StoreClosedError):
+            error = StoreClosedError(failure.message, remedy="open the store again and retry with the same episode id")
+        elif isinstance(failure, StorageFullError | ReadOnlyError | LostWritesError):
+            error = type(failure)(failure.message, remedy=failure.remedy)
+        else:
+            message = failure.message if isinstance(failure, QilbeeError) else str(failure)
+            error = OutcomeUnknownError(
+                f"an earlier write or sync failed ({message}); the store is read-only until its engine is open again",
+                remedy="retry with the same episode id when store.health() is good, or open it again yourself",
+            )
+        error.__cause__ = failure
+        return error
+
+    def write_failed(self, error: BaseException) -> None:
+        """Find out whether the engine takes other writes than the one that has failed, and stop where it does not."""
+        if (
+            isinstance(error, StorageError | DataError)
+            and not isinstance(error, StoreClosedError | WriteStallError)
+            and self.failure is None
+        ):
+            try:
+                self._backend.write(WriteBatch([]))
+            except (StorageError, DataError):
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = error
+        if not isinstance(error, StoreClosedError):
+            log.error("a write or sync failed, the store is read-only: %s", error)
+            self.on_failure()
+
+    def resume(self) -> None:
+        """Take writes again. All that the engine shows is durable now, and no write is on its way."""
+        with self._sync_lock, self._lock:
+            if self.failure is not None and self._synced < self._written:
+                self._unknown.append((self._synced, self._written, self.failure))
+            self._written += 1  # what an answer waits for that rests on what is there now
+            self._synced = self._written
+            self._unsynced_since_s = self._syncing_since_s = None
+            self.failure = None
+
+    def _check_known(self, ticket: int) -> None:
+        for low, high, failure in self._unknown:
+            if low < ticket <= high:
+                raise self._unknown_after(failure)
+
+    @staticmethod
+    def _unknown_after(failure: Exception | None) -> OutcomeUnknownError:
+        message = failure.message if isinstance(failure, QilbeeError) else str(failure)
+        return OutcomeUnknownError(f"the sync of this write failed ({message})")
 
     def wait_for_earlier(self) -> None:
         """Return once the level's promise holds for every write so far: before an error that rests on one."""
@@ -122,16 +214,19 @@ class Durability:
     async def wait_async(self, ticket: int) -> None:
         """The same for an asyncio task; the event loop goes on meanwhile."""
         if self.level != "sync" or self._synced >= ticket:
+            self._check_known(ticket)
             return
         loop = asyncio.get_running_loop()
-        done = asyncio.Event()
-        with self._condition:
-            self._callbacks.append((ticket, partial(loop.call_soon_threadsafe, done.set)))
-            if not self._leading:
-                self._lead_elsewhere()
-        await done.wait()
+        done = loop.create_future()
+        with self._lock:
+            self._waiters.append(_Waiter(ticket, loop, partial(_settle, done)))
+            leads, self._leading = not self._leading, True
+        if leads:
+            self._lead_elsewhere()  # a task cannot: a sync would hold up its loop
+        await done
+        self._check_known(ticket)
         if self._synced < ticket:
-            self._unknown()
+            raise self._unknown_after(self.failure)
 
     def flush(self) -> None:
         """Make every write so far durable, at any level."""
@@ -144,14 +239,15 @@ class Durability:
             self._sync()
         except (OutcomeUnknownError, StoreClosedError):
             raise
-        except Exception:
-            self.refuse()
+        except Exception as error:
+            raise self._refusal(error) from error
 
     def status(self) -> DurabilityStatus:
         """What can be said of it now."""
         since_s = self._unsynced_since_s if self._syncing_since_s is None else self._syncing_since_s
         age_ms = 0.0 if since_s is None else (time.monotonic() - since_s) * 1000
-        return DurabilityStatus(level=self.level, unsynced_age_ms=age_ms)
+        durable = None if self._watermark is None else self._watermark.sequence
+        return DurabilityStatus(level=self.level, durable_sequence=durable, unsynced_age_ms=age_ms)
 
     def close(self) -> None:
         """Stop the background thread, then make everything durable. Idempotent."""
@@ -160,27 +256,45 @@ class Durability:
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
-        if self.failure is None:
-            self.flush()
+        try:
+            if self.failure is None:
+                self.flush()
+        finally:
+            if self._watermark is not None:
+                self._watermark.close()
 
     def _wait_synced(self, ticket: int) -> None:
         while True:
-            with self._condition:
-                while self._leading and self._synced < ticket:
-                    self._condition.wait()
+            with self._lock:
                 if self._synced >= ticket:
+                    self._check_known(ticket)
                     return
                 if self.failure is not None:
-                    self._unknown()
-                self._leading = True
-            self._lead()
+                    raise self._unknown_after(self.failure)
+                leads, self._leading = not self._leading, True
+                # A lock for each: to wake up on a shared condition takes its lock again, one after the other.
+                turn = threading.Lock()
+                if not leads:
+                    turn.acquire()
+                    self._waiters.append(_Waiter(ticket, None, turn.release))
+            if leads:
+                self._lead(once=True)
+            else:
+                turn.acquire()
 
     def _lead_elsewhere(self) -> None:
-        # Called under the condition. Asyncio tasks cannot lead: a sync would hold up their loop.
-        self._leading = True
-        threading.Thread(target=self._lead, name="qilbee-group-commit").start()
+        """Have somebody lead for as long as anybody waits, who has nothing else to do."""
+        try:
+            threading.Thread(target=self._lead_on, name="qilbee-group-commit").start()
+        except RuntimeError:  # the system gives no more threads
+            self._lead_on()
 
-    def _lead(self) -> None:
+    def _lead_on(self) -> None:
+        while self._lead(once=False):
+            pass
+
+    def _lead(self, *, once: bool) -> bool:
+        """Sync, and wake all who waited for it. Whether others wait still, for whom ``once`` finds another leader."""
         target = self._written
         synced = False
         try:
@@ -190,18 +304,17 @@ class Durability:
             pass  # kept as the failure, which all who wait are told
         finally:
             # Also after Ctrl-C: nobody may wait for a leader that is gone.
-            with self._condition:
+            with self._lock:
                 if synced:
                     self._synced = max(self._synced, target)
-                self._leading = False
-                done = [item for item in self._callbacks if self.failure is not None or item[0] <= self._synced]
-                self._callbacks = [item for item in self._callbacks if item not in done]
-                if self._callbacks:
-                    self._lead_elsewhere()
-                self._condition.notify_all()
-            for _, callback in done:
-                with suppress(RuntimeError):  # the event loop of a cancelled task may be closed
-                    callback()
+                until = self._synced if self.failure is None else self._written
+                done = [waiter for waiter in self._waiters if waiter.ticket <= until]
+                self._waiters = [waiter for waiter in self._waiters if waiter.ticket > until]
+                others = self._leading = bool(self._waiters)
+            _wake(done)
+            if others and once:
+                self._lead_elsewhere()
+        return others
 
     def _sync(self) -> None:
         with self._sync_lock:
@@ -212,19 +325,45 @@ class Durability:
                 self._syncing_since_s = self._unsynced_since_s
             self._unsynced_since_s = None
             try:
+                sequence = self._sequence()  # before the sync: what is written meanwhile may not be durable
                 self._backend.sync()
             except Exception as error:
                 # After a failed fsync the kernel may have dropped the pages: asking again would lie.
-                self.failure = error
-                if not isinstance(error, StoreClosedError):
-                    log.error("sync failed, the store is read-only from now on: %s", error)
+                self._fail(error)
                 raise
             self._syncing_since_s = None
+            if self._watermark is not None:
+                self._watermark.reached(sequence)
 
     def _sync_regularly(self) -> None:
-        while not self._closing.wait(self._interval_s):
-            if self._unsynced_since_s is not None:
-                try:
+        wait_s = self._interval_s
+        while not self._closing.wait(wait_s):
+            began_s = time.monotonic()
+            self.on_interval()
+            if self._unsynced_since_s is not None and self.failure is None:
+                with suppress(Exception):  # logged; every later write is refused until the supervisor has mended it
                     self._sync()
-                except Exception:
-                    return  # logged; every later write is refused
+            # From begin to begin: a write that just missed a sync waits for one interval and one sync, not for two.
+            wait_s = max(0.0, self._interval_s - (time.monotonic() - began_s))
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.cancelled():
+        future.set_result(None)
+
+
+def _wake(waiters: Iterable[_Waiter]) -> None:
+    in_loops: dict[asyncio.AbstractEventLoop, list[Callable[[], object]]] = {}
+    for waiter in waiters:
+        if waiter.loop is None:
+            waiter.wake()
+        else:
+            in_loops.setdefault(waiter.loop, []).append(waiter.wake)
+    for loop, wakes in in_loops.items():  # a call for each loop, and not for each task: it costs two system calls
+        with suppress(RuntimeError):  # the event loop of a cancelled task may be closed
+            loop.call_soon_threadsafe(_call_all, wakes)
+
+
+def _call_all(calls: Iterable[Callable[[], object]]) -> None:
+    for call in calls:
+        call()

@@ -19,7 +19,7 @@ from zlib import crc32
 
 from qilbee_core.errors import CorruptRecordError, FormatVersionError
 
-__all__ = ["ENVELOPE_VERSION", "RECORD_BYTES_MAX", "Envelope", "frame", "header", "seal", "unframe", "unseal"]
+__all__ = ["ENVELOPE_VERSION", "RECORD_BYTES_MAX", "Envelope", "frame", "header", "seal", "unframe", "unseal", "varint"]
 
 ENVELOPE_VERSION = 1
 RECORD_BYTES_MAX = 16 << 20

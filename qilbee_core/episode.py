@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal, get_args
 
 from msgspec import Struct
 
-from qilbee_core.errors import InvalidError
+from qilbee_core.errors import InvalidError, shown
 from qilbee_core.ids import datetime_of_us, draw_id, event_us_of, format_id, now_us, parse_id, us_of_datetime
 
 __all__ = ["JSON", "MEMORY_TYPES", "Episode", "JSONObject", "MemoryType", "Plan"]
@@ -31,6 +31,8 @@ class Episode:
     ``event_time``   when it happened; now where it is not given. Without a zone it is taken as UTC.
     ``relevance``    0..1: the strength to store it with; on an episode that was read, its value then.
     ``transaction_time``  when the store recorded it; None until it was read from one.
+    ``expires_at``   from then on no verb of a store finds it; None: never. ``ttl`` says the same from now.
+    ``pinned``       whether it was pinned when it was read.
 
     >>> episode = Episode.conversation("bot", "Where is my order?", "On its way.")
     >>> episode.content["user_input"]
@@ -40,9 +42,11 @@ class Episode:
     """
 
     __slots__ = (
+        "_expires_us",
         "_id",
         "_id_fixed",
         "_id_text",
+        "_pinned",
         "_transaction_us",
         "agent_id",
         "content",
@@ -62,6 +66,8 @@ class Episode:
         event_time: datetime | None = None,
         memory_type: MemoryType = "episodic",
         relevance: float = 1.0,
+        expires_at: datetime | None = None,
+        ttl: timedelta | None = None,
         id: str | None = None,
     ) -> None:
         self.agent_id = agent_id
@@ -71,6 +77,10 @@ class Episode:
         self.memory_type = memory_type
         self.relevance = relevance
         self._transaction_us: int | None = None
+        self._expires_us = 0
+        self._pinned = False
+        if expires_at is not None or ttl is not None:
+            self.expires_at = expires_at if ttl is None else _moment_after(ttl, expires_at)
         self._id_fixed = id is not None
         if event_time is None:
             self._id = draw_id(now_us()) if id is None else parse_id(id)
@@ -102,6 +112,8 @@ class Episode:
         event_time: datetime | None = None,
         memory_type: MemoryType = "episodic",
         relevance: float = 1.0,
+        expires_at: datetime | None = None,
+        ttl: timedelta | None = None,
         id: str | None = None,
     ) -> Episode:
         """One exchange between a user and the agent."""
@@ -113,6 +125,8 @@ class Episode:
             event_time=event_time,
             memory_type=memory_type,
             relevance=relevance,
+            expires_at=expires_at,
+            ttl=ttl,
             id=id,
         )
 
@@ -126,6 +140,8 @@ class Episode:
         event_time: datetime | None = None,
         memory_type: MemoryType = "episodic",
         relevance: float = 1.0,
+        expires_at: datetime | None = None,
+        ttl: timedelta | None = None,
         id: str | None = None,
     ) -> Episode:
         """Something the agent noticed."""
@@ -137,6 +153,8 @@ class Episode:
             event_time=event_time,
             memory_type=memory_type,
             relevance=relevance,
+            expires_at=expires_at,
+            ttl=ttl,
             id=id,
         )
 
@@ -151,6 +169,8 @@ class Episode:
         event_time: datetime | None = None,
         memory_type: MemoryType = "episodic",
         relevance: float = 1.0,
+        expires_at: datetime | None = None,
+        ttl: timedelta | None = None,
         id: str | None = None,
     ) -> Episode:
         """Something the agent did, and what came of it."""
@@ -162,6 +182,8 @@ class Episode:
             event_time=event_time,
             memory_type=memory_type,
             relevance=relevance,
+            expires_at=expires_at,
+            ttl=ttl,
             id=id,
         )
 
@@ -187,6 +209,26 @@ class Episode:
         """When the store recorded it, in UTC; None on an episode that was not read from a store."""
         return None if self._transaction_us is None else datetime_of_us(self._transaction_us)
 
+    @property
+    def expires_at(self) -> datetime | None:
+        """From when on no verb of a store finds it, in UTC; None where it stays."""
+        return datetime_of_us(self._expires_us) if self._expires_us else None
+
+    @expires_at.setter
+    def expires_at(self, moment: datetime | None) -> None:
+        if moment is not None and not isinstance(moment, datetime):
+            raise InvalidError(
+                f"expires_at is {type(moment).__name__}, not a datetime",
+                remedy="give datetime.fromtimestamp(seconds, UTC), or ttl=timedelta(...)",
+            )
+        # What expired before 1970 is as gone as what did then.
+        self._expires_us = 0 if moment is None else max(1, us_of_datetime(moment))
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it was pinned when it was read from a store; see AgentMemory.pin()."""
+        return self._pinned
+
     def __eq__(self, other: object) -> bool:
         """Equal where id, agent and everything the caller gave are equal; times of reading do not count."""
         if not isinstance(other, Episode):
@@ -196,6 +238,7 @@ class Episode:
             and self.agent_id == other.agent_id
             and self.episode_type == other.episode_type
             and self.memory_type == other.memory_type
+            and self._expires_us == other._expires_us
             and self.content == other.content
             and self.metadata == other.metadata
         )
@@ -206,8 +249,21 @@ class Episode:
         return (
             f"Episode(id={self.id!r}, agent_id={self.agent_id!r}, episode_type={self.episode_type!r}, "
             f"content={self.content!r}, metadata={self.metadata!r}, event_time={self.event_time.isoformat()!r}, "
-            f"memory_type={self.memory_type!r}, relevance={self.relevance!r})"
+            f"memory_type={self.memory_type!r}, relevance={self.relevance!r}"
+            + (f", expires_at={self.expires_at.isoformat()!r})" if self.expires_at else ")")
         )
+
+
+def _moment_after(ttl: timedelta, expires_at: datetime | None) -> datetime:
+    """When what is made now and lives for ``ttl`` expires."""
+    if expires_at is not None:
+        raise InvalidError("both expires_at and ttl are given", remedy="leave one of the two out")
+    if not isinstance(ttl, timedelta) or ttl <= timedelta(0):
+        raise InvalidError(f"ttl is {shown(ttl)}", remedy="give a positive time span, for example timedelta(days=7)")
+    try:
+        return datetime_of_us(now_us()) + ttl
+    except OverflowError:
+        raise InvalidError(f"ttl is {shown(ttl)}", remedy="leave it out for what stays for ever") from None
 
 
 class Plan(Struct, frozen=True, kw_only=True):

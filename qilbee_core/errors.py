@@ -13,7 +13,9 @@
     ├── StorageError             the engine or the disk; the data are as they were
     │   ├── StoreLockedError         close the other opener
     │   ├── StoreClosedError         open the store again
+    │   ├── ReadOnlyError            open it for writing
     │   ├── StorageFullError         make space; reads go on
+    │   ├── WriteStallError          wait and retry: compaction has to catch up
     │   └── OutcomeUnknownError      retry with the same episode id
     ├── DataError                the bytes are not what was written
     │   ├── CorruptRecordError       restore, or verify() and repair()
@@ -42,11 +44,13 @@ __all__ = [
     "PluginError",
     "ProviderNotFoundError",
     "QilbeeError",
+    "ReadOnlyError",
     "SettingsError",
     "StorageError",
     "StorageFullError",
     "StoreClosedError",
     "StoreLockedError",
+    "WriteStallError",
 ]
 
 
@@ -147,16 +151,28 @@ class StoreClosedError(StorageError):
     default_remedy = "open the store again in this process"
 
 
+class ReadOnlyError(StorageError):
+    """The store was opened with ``read_only=True``."""
+
+    default_remedy = "open it without read_only"
+
+
 class StorageFullError(StorageError):
-    """No space is left; reads go on."""
+    """No space is left; reads go on, and writes go on by themselves when there is some."""
 
     default_remedy = "free some space on the disk; reads go on meanwhile"
+
+
+class WriteStallError(StorageError):
+    """The engine took no write for long, for compaction could not keep up; nothing was written."""
+
+    default_remedy = "wait and retry; write less at a time, or give it a faster disk"
 
 
 class OutcomeUnknownError(StorageError):
     """The write may or may not exist."""
 
-    default_remedy = "open the store again and retry with the same episode id: it is then stored once"
+    default_remedy = "retry with the same episode id when the store takes writes again: it is then stored once"
 
 
 class DataError(QilbeeError):

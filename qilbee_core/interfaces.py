@@ -34,6 +34,7 @@ __all__ = [
     "ConsolidationPolicy",
     "Document",
     "Embedder",
+    "MayOpen",
     "Provider",
     "Reader",
     "Serializer",
@@ -45,6 +46,7 @@ __all__ = [
     "SupportsDictionary",
     "SupportsErase",
     "SupportsNativeCompression",
+    "SupportsReopen",
     "SupportsSequence",
     "SupportsStats",
 ]
@@ -98,7 +100,10 @@ class StorageBackend(Reader, Protocol):
         """
 
     def sync(self) -> None:
-        """Return once every earlier write survives a power cut."""
+        """Return once every earlier write survives a power cut.
+
+        It may be called again after StorageFullError, and after no other.
+        """
 
     def snapshot(self) -> Snapshot:
         """This instant, to read from while writes go on."""
@@ -120,7 +125,10 @@ class SupportsStats(Protocol):
     """Can tell about itself."""
 
     def stats(self) -> Mapping[str, JSON]:
-        """Figures of the engine, by name, units last."""
+        """Figures of the engine, by name, units last.
+
+        ``writes_stopped`` says that no write gets through, for compaction has to catch up.
+        """
 
 
 @runtime_checkable
@@ -152,11 +160,23 @@ class SupportsNativeCompression(Protocol):
 
 
 @runtime_checkable
+class SupportsReopen(Protocol):
+    """Can recover from a failed write or sync while others hold on to it."""
+
+    def reopen(self) -> None:
+        """Open the files anew, with all that they hold durable.
+
+        Raises where the disk takes no writes; reads then go on. Reads that come meanwhile wait; snapshots and
+        scans of before may raise StoreClosedError from now on. No write is on its way when it is called.
+        """
+
+
+@runtime_checkable
 class SupportsSequence(Protocol):
-    """Counts its writes, so that lost ones can be noticed."""
+    """Counts its writes, so that lost ones can be noticed: see ``BackendOptions.may_open``."""
 
     def sequence(self) -> int:
-        """A number that rises with every write and never falls while nothing is lost."""
+        """A number that rises with every write and never falls while nothing is lost, over closing and crashes too."""
 
 
 class SingleProcess:
@@ -230,12 +250,30 @@ class ConsolidationPolicy(Protocol):
         """What to create, supersede and forget; the same for the same episodes and ``now``."""
 
 
+class MayOpen(Protocol):
+    """Whether an engine may open with what it has."""
+
+    def __call__(self, sequence: int, get: Callable[[bytes], bytes | None], *, damaged: bool) -> bool:
+        """True: go on, nothing durable is missing, or its loss was accepted by name. False: nothing is known.
+
+        ``sequence`` is the number of the last operation there would be, ``get`` reads what there would be, and
+        ``damaged`` says that something behind it would be dropped. With False an engine drops nothing that may have
+        been acknowledged: it refuses to open. Raises LostWritesError where durable writes are missing.
+        """
+
+
 class BackendOptions(Struct, frozen=True, kw_only=True):
     """What a backend is opened with.
 
     ``compression`` is the codec wished for the engine's own blocks: an engine that has not got it (see
     :class:`SupportsNativeCompression`) leaves its blocks as they are, and values are compressed instead.
     ``engine`` holds the settings of ``[storage.engine]``, which only this engine understands.
+
+    ``may_open`` is what the store knows of writes that must be there. An engine that :class:`SupportsSequence` should
+    ask it before it changes anything on disk; the store asks again once it is open. See :class:`MayOpen`.
+
+    ``read_only`` is given to an engine alone whose provider says that it can: it shows one moment, changes nothing on
+    disk, minds no other opener, and its ``write`` raises ReadOnlyError.
     """
 
     path: Path
@@ -243,6 +281,8 @@ class BackendOptions(Struct, frozen=True, kw_only=True):
     compression: str = "none"
     cache_bytes: int = 64 << 20
     engine: Mapping[str, JSON] = {}
+    may_open: MayOpen | None = None
+    read_only: bool = False
 
 
 class Provider(Struct, Generic[T_co], frozen=True):
@@ -252,7 +292,7 @@ class Provider(Struct, Generic[T_co], frozen=True):
     ``create`` takes a :class:`BackendOptions` for a backend, nothing for a codec or a serializer, and
     the settings of its own table as keywords for an embedder or a policy. ``install`` is the command
     that makes ``create`` work where what it needs is missing. ``directory`` says of a backend that it
-    keeps its files in ``BackendOptions.path``.
+    keeps its files in ``BackendOptions.path``, ``read_only`` that it can be opened with that option.
     """
 
     name: str
@@ -260,3 +300,4 @@ class Provider(Struct, Generic[T_co], frozen=True):
     summary: str = ""
     install: str = ""
     directory: bool = True
+    read_only: bool = False

@@ -39,19 +39,19 @@ class Space(IntEnum):
     EPISODE = 0x20
     """agent, id -> record"""
     STATE = 0x21
-    """agent, id -> what moves: strength, pin, expiry (reserved)"""
+    """agent, id -> what moves: strength, when its decay began, pin"""
     HISTORY = 0x22
     """agent, id, transaction time -> an earlier record"""
     VITALITY = 0x30
     """agent, order, vitality, id -> nothing"""
     EXPIRY = 0x31
-    """expiry time, agent, id -> nothing (reserved)"""
+    """agent, expiry time, id -> nothing"""
     CHANGE = 0x40
     """agent, sequence -> operation, transaction time, ids"""
     KEY = 0x41
     """agent, hash of an idempotency key -> id"""
     TERMS = 0x50
-    """agent, analyser version, id -> search terms (reserved)"""
+    """agent, analyser version, id -> search terms; of the id of zeros: up to where they go"""
     VECTOR = 0x51
     """agent, model, id -> vector (reserved)"""
     PLAN = 0x60
@@ -60,14 +60,14 @@ class Space(IntEnum):
     """the server's accounts (reserved)"""
 
 
-# What follows the agent's id, in bytes; EXPIRY has its time before the agent.
+# What follows the agent's id, in bytes.
 _FIELDS_BYTES = {
     Space.AGENT: 0,
     Space.EPISODE: 16,
     Space.STATE: 16,
     Space.HISTORY: 16 + 8,
     Space.VITALITY: 1 + 8 + 16,
-    Space.EXPIRY: 16,
+    Space.EXPIRY: 8 + 16,
     Space.CHANGE: 8,
     Space.KEY: 16,
     Space.TERMS: 1 + 16,
@@ -128,20 +128,34 @@ class AgentKeys:
     '20026162 00000000 00000000 00000000 00000000'
     """
 
-    __slots__ = ("agent", "changes", "episodes", "head", "histories", "idempotency_keys", "vitalities")
+    __slots__ = (
+        "agent",
+        "changes",
+        "episodes",
+        "expiries",
+        "head",
+        "histories",
+        "idempotency_keys",
+        "states",
+        "terms",
+        "vitalities",
+    )
 
     def __init__(self, agent_id: str) -> None:
         encoded = encode_agent_id(agent_id)
         self.agent = bytes((len(encoded),)) + encoded
         self.head = self.prefix(Space.AGENT)
         self.episodes = self.prefix(Space.EPISODE)
+        self.states = self.prefix(Space.STATE)
         self.histories = self.prefix(Space.HISTORY)
         self.vitalities = self.prefix(Space.VITALITY)
+        self.expiries = self.prefix(Space.EXPIRY)
         self.changes = self.prefix(Space.CHANGE)
         self.idempotency_keys = self.prefix(Space.KEY)
+        self.terms = self.prefix(Space.TERMS)
 
     def prefix(self, space: Space) -> bytes:
-        """What all keys of this agent in ``space`` begin with (EXPIRY is ordered by time instead)."""
+        """What all keys of this agent in ``space`` begin with."""
         return bytes((space,)) + self.agent
 
     def range(self, space: Space) -> tuple[bytes, bytes]:
@@ -151,6 +165,10 @@ class AgentKeys:
     def episode(self, id_bytes: bytes) -> bytes:
         """Key of the record of an episode."""
         return self.episodes + id_bytes
+
+    def state(self, id_bytes: bytes) -> bytes:
+        """Key of the state of an episode."""
+        return self.states + id_bytes
 
     def history(self, id_bytes: bytes, transaction_us: int) -> bytes:
         """Key of the version of an episode that was recorded at ``transaction_us``."""
@@ -164,6 +182,18 @@ class AgentKeys:
         """Key that sorts an episode by relevance within its order. ``vitality`` is a signed 64-bit integer."""
         return self.vitalities + _PLACE.pack(order, vitality + _SIGN) + id_bytes
 
+    def order_range(self, order: int) -> tuple[bytes, bytes]:
+        """The half-open range of all places in one order."""
+        return range_of(self.vitalities + bytes((order,)))
+
+    def expiry(self, expires_us: int, id_bytes: bytes) -> bytes:
+        """Key that sorts an episode by the time from which it is no more."""
+        return self.expiries + expires_us.to_bytes(8, "big") + id_bytes
+
+    def due_range(self, now_us: int) -> tuple[bytes, bytes]:
+        """The half-open range of what has expired at ``now_us``."""
+        return self.expiries, self.expiry(now_us + 1, b"")
+
     def change(self, sequence: int) -> bytes:
         """Key of an entry of the change log."""
         return self.changes + sequence.to_bytes(8, "big")
@@ -172,6 +202,19 @@ class AgentKeys:
         """Key of the mark of an idempotency key, by its 16-byte digest."""
         return self.idempotency_keys + digest
 
+    def row(self, version: int, id_bytes: bytes) -> bytes:
+        """Key of the search terms of an episode, as one version of the analyser found them."""
+        return self.terms + bytes((version,)) + id_bytes
+
+    def row_range(self, version: int) -> tuple[bytes, bytes]:
+        """The half-open range of all search terms of one version, up to the last id there can be."""
+        return self.row(version, b""), self.row(version, b"\xff" * 16)
+
+
+def place_of(vitality_key: bytes) -> int:
+    """The vitality that a key of VITALITY was built with."""
+    return int.from_bytes(vitality_key[-24:-16], "big") - _SIGN
+
 
 class ParsedKey(Struct, frozen=True):
     """A key taken apart. ``agent_id`` is None for CATALOG and ACCOUNT; ``fields`` is what follows the agent."""
@@ -179,7 +222,6 @@ class ParsedKey(Struct, frozen=True):
     space: Space
     agent_id: str | None
     fields: bytes
-    time_us: int | None = None
 
     @property
     def id_bytes(self) -> bytes:
@@ -195,12 +237,8 @@ def parse(key: bytes) -> ParsedKey:
         raise CorruptRecordError(f"key {key.hex()} begins with no known space") from None
     if space in (Space.CATALOG, Space.ACCOUNT):
         return ParsedKey(space, None, key[1:])
-    at = 1
-    time_us = None
-    if space is Space.EXPIRY:
-        at, time_us = 9, int.from_bytes(key[1:9], "big")
-    length = key[at] if len(key) > at else 0
-    agent, fields = key[at + 1 : at + 1 + length], key[at + 1 + length :]
+    length = key[1] if len(key) > 1 else 0
+    agent, fields = key[2 : 2 + length], key[2 + length :]
     try:
         agent_id = agent.decode()
         if len(agent) != length or encode_agent_id(agent_id) != agent:
@@ -209,4 +247,4 @@ def parse(key: bytes) -> ParsedKey:
         raise CorruptRecordError(f"key {key.hex()} of {space.name} holds no agent id") from None
     if len(fields) != _FIELDS_BYTES[space]:
         raise CorruptRecordError(f"key {key.hex()} of {space.name} has {len(fields)} bytes after the agent id")
-    return ParsedKey(space, agent_id, fields, time_us)
+    return ParsedKey(space, agent_id, fields)

@@ -25,13 +25,15 @@ __all__ = [
     "JSON_KEYS_MAX",
     "LIMIT_MAX",
     "METADATA_BYTES_MAX",
+    "SURELY_FITTING_BYTES",
     "check_episode",
     "check_flag",
     "check_limit",
     "check_memory_type",
     "check_moment",
+    "check_most",
     "check_object",
-    "check_relevance",
+    "check_share",
     "check_size",
     "check_sizes",
     "check_text",
@@ -40,6 +42,8 @@ __all__ = [
 
 CONTENT_BYTES_MAX = 1 << 20
 METADATA_BYTES_MAX = 64 << 10
+SURELY_FITTING_BYTES = METADATA_BYTES_MAX // 4
+"""A body up to this fits, whatever wrote it: no serializer takes less than a quarter of what MessagePack takes."""
 JSON_DEPTH_MAX = 32
 JSON_KEYS_MAX = 1000
 """Keys in all objects of one content or metadata together."""
@@ -84,7 +88,7 @@ def check_episode(episode: Episode) -> None:
         check_text(kind, "episode_type", EPISODE_TYPE_BYTES_MAX)
     relevance = episode.relevance
     if type(relevance) is not float or relevance != 1.0:
-        check_relevance(relevance)
+        check_share(relevance, "relevance")
     if episode.memory_type != "episodic":
         check_memory_type(episode.memory_type)
     check_object(episode.content, "content", CONTENT_BYTES_MAX)
@@ -111,10 +115,16 @@ def check_moment(value: object, name: str) -> None:
         )
 
 
-def check_relevance(relevance: object) -> None:
+def check_share(value: object, name: str) -> None:
     """Refuse what is not a number from 0 to 1."""
-    if (type(relevance) is not float and type(relevance) is not int) or not 0 <= relevance <= 1:
-        raise InvalidError(f"relevance is {shown(relevance)}", remedy="give a number from 0 to 1")
+    if (type(value) is not float and type(value) is not int) or not 0 <= value <= 1:
+        raise InvalidError(f"{name} is {shown(value)}", remedy="give a number from 0 to 1")
+
+
+def check_most(value: object, name: str) -> None:
+    """Refuse what is neither None nor a whole number from 0 up."""
+    if value is not None and (type(value) is not int or value < 0):
+        raise InvalidError(f"{name} is {shown(value)}", remedy="give a whole number from 0 up, or leave it out")
 
 
 def check_object(value: JSONObject, name: str, bytes_max: int) -> None:

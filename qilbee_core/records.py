@@ -6,7 +6,7 @@ from zlib import crc32
 
 from qilbee_core.catalog import Catalog
 from qilbee_core.codecs.dictionaries import dictionary, shipped_dictionary
-from qilbee_core.envelope import RECORD_BYTES_MAX, Envelope, header, seal, unseal
+from qilbee_core.envelope import RECORD_BYTES_MAX, Envelope, header, seal, unseal, varint
 from qilbee_core.errors import CorruptRecordError, InvalidError
 from qilbee_core.interfaces import Codec, Document, Serializer, SupportsDictionary
 from qilbee_core.plugins import Plugins
@@ -34,9 +34,8 @@ class Records:
         self._serializers[self._serializer_tag] = serializer
         self.encode = serializer.dumps
         """The bytes of a document, for seal_encoded()."""
-        self._raw_headers = [
-            header(Envelope(_NO_CODEC, 0, self._serializer_tag, raw_bytes, b"")) for raw_bytes in range(_RAW_HEADERS)
-        ]
+        start = header(Envelope(_NO_CODEC, 0, self._serializer_tag, 0, b""))[:-1]
+        self._raw_headers = [start + varint(raw_bytes) for raw_bytes in range(_RAW_HEADERS)]
         self._codec: Codec | None = None
         self._codec_tag = self._dictionary_id = 0
         if codec_name != "none":

@@ -3,51 +3,68 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
+import stat
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import msgspec
 from msgspec import Struct
 
-from qilbee_core.catalog import LAYOUT_VERSION, Catalog
+from qilbee_core.catalog import LAYOUT_VERSION, Catalog, find_store_id
 from qilbee_core.config import Settings
 from qilbee_core.directory import fsync_directory
 from qilbee_core.durability import Durability, DurabilityStatus
 from qilbee_core.episode import JSON
 from qilbee_core.errors import (
     FormatVersionError,
+    InvalidError,
+    NotFoundError,
     ProviderNotFoundError,
     QilbeeError,
+    ReadOnlyError,
     SettingsError,
     StorageError,
     StorageFullError,
     StoreClosedError,
+    WriteStallError,
 )
+from qilbee_core.health import DiskSpace, Health
 from qilbee_core.interfaces import (
     BackendOptions,
     Blocking,
+    MayOpen,
     StorageBackend,
     SupportsCompaction,
     SupportsNativeCompression,
+    SupportsSequence,
     SupportsStats,
 )
 from qilbee_core.keys import Space, parse, range_of
+from qilbee_core.limits import check_flag
 from qilbee_core.memory.agent import AgentMemory
 from qilbee_core.memory.aio import AsyncAgentMemory
 from qilbee_core.memory.commit import Context
+from qilbee_core.memory.indexing import Indexing
 from qilbee_core.memory.operations import Operations
 from qilbee_core.memory.repair import RepairReport, repair
+from qilbee_core.memory.sweeper import Sweeper
 from qilbee_core.memory.verify import VerifyReport, verify
 from qilbee_core.plugins import Plugins, load_plugins
 from qilbee_core.records import Records
+from qilbee_core.recovery import RecoveryReport, recover_tail
+from qilbee_core.search.analysis import analyser
+from qilbee_core.supervisor import Supervisor
+from qilbee_core.watermark import WATERMARK_NAME, Watermark
 
 __all__ = ["Store", "open_store"]
 
@@ -55,6 +72,8 @@ log = logging.getLogger(__name__)
 
 _MARKER_NAME = "qilbee.json"
 _DEFAULT_BACKEND = "rocksdb"
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_SYNC_MS_MAX = 10_000  # a sync that takes longer is a problem of the disk
 
 
 class _Marker(Struct, frozen=True):
@@ -68,25 +87,56 @@ class _Marker(Struct, frozen=True):
 class Store:
     """One opened database. Made by :func:`open_store`; a context manager; safe to use from any thread."""
 
-    def __init__(self, backend: StorageBackend, settings: Settings, plugins: Plugins) -> None:
+    def __init__(
+        self,
+        backend: StorageBackend,
+        settings: Settings,
+        plugins: Plugins,
+        watermark: Watermark | None = None,
+        *,
+        read_only: bool = False,
+    ) -> None:
         """Wire a store on an opened ``backend``, which is closed with it; for :func:`open_store`."""
         self.settings = settings
+        found = backend.sequence() if isinstance(backend, SupportsSequence) else None
         self._backend = backend
         storage = settings.storage
         catalog = Catalog(backend)
-        records = Records(
-            catalog, plugins, codec_name=_value_codec(backend, settings), serializer_name=storage.serializer
-        )
-        self._durability = Durability(backend, storage.level, storage.wal_sync_interval_ms)
+        codec_name, serializer_name = _value_codec(backend, settings), storage.serializer
+        if read_only:  # the first names of the store: others would be written into its catalog
+            codec_name, serializer_name = "none", catalog.serializer(1).name
+        records = Records(catalog, plugins, codec_name=codec_name, serializer_name=serializer_name)
+        is_recovery = watermark is not None and watermark.accept_loss
+        if watermark is not None:
+            watermark.begin(catalog.header.store_id)
+        self._durability = Durability(backend, storage.level, storage.wal_sync_interval_ms, watermark)
+        if read_only:
+            self._durability.failure = ReadOnlyError(f"{storage.data_path} was opened with read_only=True")
         try:
             self._context = Context(
                 backend, catalog, records, self._durability, recent_cache_bytes=storage.recent_cache_bytes
+            )
+            self._supervisor = Supervisor(backend, self._durability, partial(self._reload, watermark))
+            self._recovery: RecoveryReport | None = None
+            if watermark is not None and is_recovery:
+                self._recovery = recover_tail(self._context, watermark.expected, found)
+                watermark.save()
+            search = settings.search
+            self._indexing = Indexing(
+                self._context, search.indexing, search.language, ram_bytes_max=search.ram_bytes, read_only=read_only
             )
         except BaseException:
             self._durability.close()
             raise
         self._episodes_stored = plugins.episodes_stored
         self._closed = False
+        self._sweeper = None
+        if not read_only:
+            self._sweeper = Sweeper(self._context, partial(Operations, self._context, self._indexing), settings.memory)
+        self._disk = None if watermark is None else DiskSpace(Path(storage.data_path))
+        if self._disk is not None:
+            self._disk.look()
+            self._durability.on_interval = self._disk.look
 
     def __enter__(self) -> Self:
         return self
@@ -95,6 +145,11 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def recovery(self) -> RecoveryReport | None:
+        """What was kept and lost, where the store was opened with ``recover="tail"``."""
+        return self._recovery
 
     def agent_memory(self, agent_id: str) -> AgentMemory:
         """The memory of one agent; InvalidError where the id is not 1 to 255 bytes of plain text."""
@@ -107,7 +162,7 @@ class Store:
 
     def _operations(self, agent_id: str) -> Operations:
         self._check_open()
-        return Operations(self._context, agent_id, episodes_stored=self._episodes_stored)
+        return Operations(self._context, self._indexing, agent_id, episodes_stored=self._episodes_stored)
 
     def agents(self) -> list[str]:
         """The ids of all agents that have stored anything since they were last cleared, sorted."""
@@ -123,9 +178,12 @@ class Store:
     def compact(self) -> None:
         """Give the space of what was deleted back now, instead of when the engine gets to it."""
         self._check_open()
+        self._durability.refuse()
         self._context.settle()
         if isinstance(self._backend, SupportsCompaction):
+            started_s = time.monotonic()
             self._backend.compact()
+            log.info("compacted %s in %.1f s", self.settings.storage.data_path, time.monotonic() - started_s)
 
     def stats(self) -> Mapping[str, JSON]:
         """Figures of the store and its engine, by name, units last."""
@@ -141,12 +199,62 @@ class Store:
                 "hits": tails.hits,
                 "misses": tails.misses,
             },
+            "memory": {} if self._sweeper is None else self._sweeper.figures(),
+            "search": {"indexing": self._indexing.mode, **self._indexing.figures()},
             "engine": self._backend.stats() if isinstance(self._backend, SupportsStats) else {},
         }
 
     def durability(self) -> DurabilityStatus:
         """The level in force, and how old the oldest write is that may not survive a power cut yet."""
         return self._durability.status()
+
+    def health(self) -> Health:
+        """Whether writes work, and if not, why. Quick enough to be asked every second.
+
+        >>> with open_store(backend="ephemeral") as store:
+        ...     store.health().problems
+        []
+        """
+        status = self._durability.status()
+        return Health(
+            problems=list(self._problems(status)),
+            durability=status,
+            disk_free_bytes=None if self._disk is None else self._disk.free_bytes(),
+            revivals=self._supervisor.attempts,
+        )
+
+    def _problems(self, status: DurabilityStatus) -> Iterator[str]:
+        if self._closed:
+            yield str(StoreClosedError("the store is closed"))
+            return
+        refusal = self._durability.refusal
+        if refusal is not None:
+            yield str(refusal)
+            return  # the rest follows from that
+        if isinstance(self._backend, SupportsStats):
+            try:
+                is_stopped = self._backend.stats().get("writes_stopped")
+            except QilbeeError as error:
+                yield str(error)
+                return
+            if is_stopped:
+                yield str(WriteStallError("no write gets through, for compaction has to catch up"))
+        late_ms = status.unsynced_age_ms - _SYNC_MS_MAX
+        if status.level == "interval":
+            late_ms -= self.settings.storage.wal_sync_interval_ms
+        if late_ms > 0 and status.level in ("sync", "interval"):
+            yield (
+                f"the oldest write that is not synced is {status.unsynced_age_ms / 1000:.0f} s old: look at the disk, "
+                "whose syncs take too long"
+            )
+
+    def _reload(self, watermark: Watermark | None, reopen: Callable[[], None]) -> None:
+        def reopen_and_check() -> None:
+            reopen()
+            if watermark is not None and isinstance(self._backend, SupportsSequence):
+                _may_open(watermark)(self._backend.sequence(), self._backend.get, damaged=False)
+
+        self._context.reload(reopen_and_check)
 
     def verify(self) -> VerifyReport:
         """Walk everything and compare it with everything else; changes nothing.
@@ -157,18 +265,24 @@ class Store:
         return verify(self._context)
 
     def repair(self) -> RepairReport:
-        """Rebuild whatever is derived (heads, relevance order, idempotency marks) from the episodes.
+        """Rebuild whatever is derived (heads, relevance order, idempotency marks, search terms) from the episodes.
 
         Corrupt episodes are left as they are and named in the report.
         """
         self._check_open()
-        return repair(self._context)
+        report = repair(self._context)
+        self._indexing.build()
+        return report
 
     def close(self) -> None:
         """Make everything durable and let go of the directory. Idempotent."""
         if self._closed:
             return
         self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.close()
+        self._supervisor.close()
+        self._indexing.close()
         with ExitStack() as ending:  # each of them, whatever the others raise
             ending.callback(self._context.tails.close)
             ending.callback(self._backend.close)
@@ -181,7 +295,12 @@ class Store:
 
 
 def open_store(
-    target: str | os.PathLike[str] | Settings | None = None, *, plugins: Plugins | None = None, **overrides: object
+    target: str | os.PathLike[str] | Settings | None = None,
+    *,
+    plugins: Plugins | None = None,
+    recover: Literal["tail"] | None = None,
+    read_only: bool = False,
+    **overrides: object,
 ) -> Store:
     """Open the store in a directory, or as settings say; make it where there is none.
 
@@ -189,9 +308,17 @@ def open_store(
     (``QILBEE_STORAGE_*``) and the defaults. ``overrides`` are keys of ``[storage]``: ``backend``,
     ``sync_writes``, ``compression_type`` and so on. ``plugins`` replaces the installed ones.
 
+    ``recover="tail"`` is for a store that was refused with LostWritesError, or for a damaged log: it opens with what is
+    left, which is a beginning of the writes in their order, and ``store.recovery`` says what was kept and lost. What is
+    behind the damage is gone for good, so copy the directory first.
+
+    ``read_only=True`` shows a store as it is at this moment, also while another process has it open, and changes
+    nothing: no lock, no file, and every write raises ReadOnlyError. What is written later is not seen. RocksDB can.
+
     Raises SettingsError for settings that do not hold together, ProviderNotFoundError for an engine or
     codec that is not installed, FormatVersionError for a directory that is not a store of ours or is of
-    a newer layout, StoreLockedError where another opener holds it.
+    a newer layout, StoreLockedError where another opener holds it, LostWritesError where writes are missing that
+    were durable.
 
     >>> with open_store(backend="ephemeral", durability="async") as store:
     ...     store.agents()
@@ -207,9 +334,9 @@ def open_store(
     if plugins is None:
         plugins = load_plugins(disabled=settings.plugins.disabled)
     started_s = time.monotonic()
-    backend = _open_backend(settings, plugins)
+    backend, watermark = _open_backend(settings, plugins, recover, read_only)
     try:
-        store = Store(backend, settings, plugins)
+        store = Store(backend, settings, plugins, watermark, read_only=read_only)
     except BaseException:
         backend.close()
         raise
@@ -224,24 +351,45 @@ def open_store(
     return store
 
 
-def _open_backend(settings: Settings, plugins: Plugins) -> StorageBackend:
+def _open_backend(
+    settings: Settings, plugins: Plugins, recover: str | None, read_only: bool
+) -> tuple[StorageBackend, Watermark | None]:
+    """The engine, and the watermark of one that keeps files and may change them."""
+    if recover not in (None, "tail"):
+        raise InvalidError(f"recover is {recover!r}", remedy='give "tail", or leave it out')
+    check_flag(read_only, "read_only")
+    if recover is not None and read_only:
+        raise InvalidError("to recover a store is to change it", remedy="leave read_only out")
     storage = settings.storage
     directory = Path(storage.data_path)
     name, codec = storage.backend, storage.codec
     plugins.codecs.find(codec)
     plugins.serializers.find(storage.serializer)
+    analyser(settings.search.language)
     is_new = False
+    watermark: Watermark | None = None
     try:
         if name is None or plugins.backends.find(name).directory:
-            name, is_new = _claim(directory, name)
+            name, is_new = _claim(directory, name, read_only=read_only)
+            watermark = Watermark(directory / name / WATERMARK_NAME, accept_loss=recover is not None)
+        elif recover is not None:
+            raise InvalidError(f"the {name} backend keeps no files to recover", remedy="leave recover out")
+        if read_only and not plugins.backends.find(name).read_only:
+            raise InvalidError(
+                f"the {name} backend cannot be opened with read_only=True",
+                remedy="open it without when no other process has it, or close it there, copy it, and open the copy",
+            )
         options = BackendOptions(
             path=directory / name,
             wal=storage.level != "none",
             compression="none" if storage.compression_scope == "value" else codec,
             cache_bytes=storage.cache_bytes,
             engine=storage.engine,
+            may_open=None if watermark is None else _may_open(watermark),
+            read_only=read_only,
         )
-        return plugins.backends.create(name, options)
+        started_s = time.monotonic()
+        backend = plugins.backends.create(name, options)
     except ProviderNotFoundError:
         # Its package is missing. A marker that names it would keep every other engine out.
         if is_new:
@@ -249,6 +397,28 @@ def _open_backend(settings: Settings, plugins: Plugins) -> StorageBackend:
         raise
     except (OSError, UnicodeError) as error:
         raise _os_error(directory, error) from error
+    if watermark is not None and isinstance(backend, SupportsSequence):
+        try:
+            sequence = backend.sequence()
+            _may_open(watermark)(sequence, backend.get, damaged=False)  # for an engine that did not ask
+        except BaseException:
+            backend.close()
+            raise
+        if watermark.expected is not None and sequence > watermark.expected and not read_only:
+            log.info(
+                "%s was not closed: %d operations behind the last one known to be durable were found, in %.0f ms",
+                directory,
+                sequence - watermark.expected,
+                (time.monotonic() - started_s) * 1000,
+            )
+    return backend, None if read_only else watermark
+
+
+def _may_open(watermark: Watermark) -> MayOpen:
+    def may_open(sequence: int, get: Callable[[bytes], bytes | None], *, damaged: bool) -> bool:
+        return watermark.allows(sequence, partial(find_store_id, get), damaged=damaged)
+
+    return may_open
 
 
 def _value_codec(backend: StorageBackend, settings: Settings) -> str:
@@ -268,19 +438,23 @@ def _value_codec(backend: StorageBackend, settings: Settings) -> str:
     return storage.codec
 
 
-def _claim(directory: Path, wanted: str | None) -> tuple[str, bool]:
+def _claim(directory: Path, wanted: str | None, *, read_only: bool) -> tuple[str, bool]:
     """Make sure that ``directory`` is a store of ours, or make it one; gives its engine, and whether it is new.
 
     The marker comes first: a directory that has it, and nothing else yet, is a store about to be made.
     """
     marker_path = directory / _MARKER_NAME
-    missing = [each for each in (directory, *directory.parents) if not each.exists()]
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for each in missing:
-        fsync_directory(each.parent)
     is_new = not marker_path.exists()
+    if is_new and read_only:
+        raise NotFoundError(f"there is no store in {directory}", remedy="check the path; without read_only it is made")
     if is_new:
+        missing = [each for each in (directory, *directory.parents) if not each.exists()]
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for each in missing:
+            fsync_directory(each.parent)
         _write_marker(directory, marker_path, wanted or _DEFAULT_BACKEND)
+    if (mode := stat.S_IMODE(directory.stat().st_mode)) & 0o077:
+        log.warning("%s has mode %03o: other users may look into what agents remember; chmod 700 it", directory, mode)
     try:
         marker = msgspec.json.decode(marker_path.read_bytes(), type=_Marker)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -316,10 +490,27 @@ def _write_marker(directory: Path, marker_path: Path, backend: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     # A link, not a rename: of two who make a store at once the second reads what the first has said.
-    with suppress(FileExistsError):
+    try:
         marker_path.hardlink_to(temporary)
-    temporary.unlink()
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _rename_if_first(temporary, marker_path)
+    temporary.unlink(missing_ok=True)
     fsync_directory(directory)
+
+
+def _rename_if_first(temporary: Path, marker_path: Path) -> None:
+    """What a hard link does, on a file system without them."""
+    handle = os.open(marker_path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if not marker_path.exists():
+            temporary.rename(marker_path)
+    finally:
+        os.close(handle)
 
 
 def _os_error(directory: Path, error: OSError | UnicodeError) -> QilbeeError:

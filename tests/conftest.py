@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -17,14 +19,23 @@ from qilbee_core.keys import Space
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+# Where search is not tested nobody indexes: rows that a thread writes meanwhile would be in every comparison.
+os.environ["QILBEE_SEARCH_INDEXING"] = "off"
+
 _PATIENCE_S = 5.0
 _MODULES = {"rocksdb": "rocksdict", "leveldb": "plyvel", "ephemeral": "qilbee_core"}
 
 
 @pytest.fixture(autouse=True)
 def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("QILBEE_")]:
+    for name in [name for name in os.environ if name.startswith("QILBEE_") and name != "QILBEE_SEARCH_INDEXING"]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def search_as_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that do what users do."""
+    monkeypatch.delenv("QILBEE_SEARCH_INDEXING")
 
 
 @pytest.fixture(params=list(_MODULES), scope="session")
@@ -58,6 +69,32 @@ def one_store(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Iterator
     pytest.importorskip(_MODULES[engine])
     with open_store(tmp_path_factory.mktemp("one") / "data", backend=engine) as store:
         yield store
+
+
+class Clock:
+    """A time that stands still until it is moved, for ``store._context.clock_ns``."""
+
+    def __init__(self) -> None:
+        self.ns = time.time_ns()
+
+    def __call__(self) -> int:
+        return self.ns
+
+    def forward(self, **span: float) -> None:
+        """Go on by a span of time, given as to timedelta; a negative one sets the clock back."""
+        self.ns += timedelta(**span) // timedelta(microseconds=1) * 1000
+
+    @property
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=self.ns // 1000)
+
+
+@pytest.fixture
+def clock(store: Store, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of ``store``."""
+    clock = Clock()
+    monkeypatch.setattr(store._context, "clock_ns", clock)
+    return clock
 
 
 @pytest.fixture

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
@@ -28,6 +31,7 @@ from qilbee_core import (
     StorageError,
     Store,
     StoreClosedError,
+    StoreLockedError,
     aopen_store,
     open_store,
 )
@@ -518,10 +522,10 @@ class TestClosedLoops:
         assert syncs.came.wait(PATIENCE_S)
         gone, living = Loop(), Loop()
         _ = gone.submit(memory.store_episode(note("gone")))
-        while store._durability.last_ticket < 2 or len(store._durability._callbacks) < 1:
+        while store._durability.last_ticket < 2 or len(store._durability._waiters) < 1:
             threading.Event().wait(0.001)
         waiting = living.submit(memory.store_episode(note("living")))
-        while store._durability.last_ticket < 3 or len(store._durability._callbacks) < 2:
+        while store._durability.last_ticket < 3 or len(store._durability._waiters) < 2:
             threading.Event().wait(0.001)
         gone.close()
         syncs.let_go()
@@ -550,7 +554,7 @@ class TestClosedLoops:
         assert syncs.came.wait(PATIENCE_S)
         gone = Loop()
         _ = gone.submit(memory.store_episode(episode))  # already stored, by the write that is just being synced
-        while not store._durability._callbacks:
+        while not store._durability._waiters:
             threading.Event().wait(0.001)
         gone.close()
         syncs.let_go()
@@ -563,6 +567,66 @@ class TestClosedLoops:
             run(store.agent_memory("bot").store_episode(note(number)))
         assert run(store.agent_memory("bot").get_statistics()).total_episodes == 3
         run(store.close())
+
+
+# A parent that has used every thread of the pool, and children that ask for one.
+FORK = """
+import asyncio, os, signal, sys
+from qilbee_core import *
+
+async def begin():
+    store = await aopen_store(sys.argv[1], backend=sys.argv[2], sync_writes=True)
+    memory = store.agent_memory("bot")
+    known = await memory.store_episode(Episode("bot", "note", {}))
+    await asyncio.gather(*(store.agents() for _ in range(20)))
+    return store, memory, known
+
+async def told(verb):
+    await verb()
+
+store, memory, known = asyncio.run(begin())
+verbs = [
+    store.agents, store.flush, store.compact, store.stats, store.verify, store.repair, memory.get_statistics,
+    memory.clear, lambda: memory.get_episode(known), lambda: memory.get_episodes([known]),
+    lambda: memory.get_recent_episodes(100), lambda: memory.store_episode(Episode("bot", "note", {})),
+    lambda: memory.delete_episode(known), store.close,
+]
+for verb in verbs:
+    if (pid := os.fork()) == 0:
+        signal.alarm(5)
+        try:
+            asyncio.run(told(verb))
+        except StoreClosedError:
+            os._exit(7)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), end=" ")
+print(asyncio.run(store.agents()))
+asyncio.run(store.close())
+"""
+
+
+class TestProcesses:
+    @pytest.mark.parametrize("engine", ["rocksdb", "leveldb"])
+    def test_a_forked_child_is_told_at_once_and_the_parent_goes_on(self, tmp_path: Path, engine: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", FORK, tmp_path / "data", engine],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "7 " * 13 + "0 ['bot']\n"
+
+    @pytest.mark.parametrize("engine", ["rocksdb", "leveldb"])
+    def test_a_second_opener_is_told_who_holds_it(self, tmp_path: Path, engine: str) -> None:
+        async def open_twice() -> None:
+            async with await aopen_store(tmp_path / "data", backend=engine) as store:
+                with pytest.raises(StoreLockedError, match=rf"is held by process {os.getpid()} \(this one\)"):
+                    await aopen_store(tmp_path / "data")
+                assert await store.agents() == []
+
+        asyncio.run(open_twice())
 
 
 class TestClosing:

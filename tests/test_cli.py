@@ -459,11 +459,34 @@ def test_a_directory_or_a_file_that_is_no_store_is_refused(command: str, tmp_pat
         assert re.fullmatch(rf"error: {path} {complaint}: .+\n", output)
 
 
-@pytest.mark.parametrize("command", ["show", "stats", "verify", "repair", "quickstart"])
-def test_a_store_that_somebody_holds_is_refused_with_their_pid(command: str, store_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["repair", "recover", "quickstart"])
+def test_a_store_that_somebody_holds_is_not_changed_and_their_pid_is_told(
+    command: str, store_path: Path, tmp_path: Path
+) -> None:
     arguments = ["--data", store_path] if command == "quickstart" else [store_path]
     with open_store(store_path):
         done = run_script(command, *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert re.fullmatch(rf"error: .* is held by process {os.getpid()}: .+\n", done.stderr)
+
+
+@pytest.mark.parametrize("command", ["show", "stats", "verify"])
+def test_a_store_that_somebody_holds_is_shown_as_it_is_at_this_moment(
+    command: str, store_path: Path, tmp_path: Path
+) -> None:
+    with open_store(store_path) as store:
+        store.agent_memory("late").store_episode(Episode.observation("late", "not in any table yet"))
+        done = run_script(command, store_path, cwd=tmp_path)
+    assert done.returncode == 0
+    assert re.fullmatch(rf".* is held by process {os.getpid()}: this is what it is at this moment\n", done.stderr)
+    assert {"show": "late", "stats": "rocksdb", "verify": "all is as it should be"}[command] in done.stdout
+
+
+@pytest.mark.parametrize("command", ["show", "stats", "verify"])
+def test_an_engine_that_cannot_be_read_beside_its_holder_says_who_that_is(command: str, tmp_path: Path) -> None:
+    pytest.importorskip("plyvel")
+    with open_store(tmp_path / "data", backend="leveldb"):
+        done = run_script(command, tmp_path / "data", cwd=tmp_path)
     assert done.returncode == 1
     assert re.fullmatch(rf"error: .* is held by process {os.getpid()}: .+\n", done.stderr)
 

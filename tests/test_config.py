@@ -17,9 +17,11 @@ from msgspec.structs import FieldInfo, fields
 from qilbee_core import (
     BackendOptions,
     InvalidError,
+    MemorySettings,
     PluginSettings,
     Provider,
     ProviderNotFoundError,
+    SearchSettings,
     Settings,
     SettingsError,
     StorageBackend,
@@ -30,8 +32,10 @@ from qilbee_core import (
 )
 
 PAGE = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text()
-TABLES: dict[str, type[StorageSettings] | type[PluginSettings]] = {
+TABLES: dict[str, type[StorageSettings] | type[MemorySettings] | type[SearchSettings] | type[PluginSettings]] = {
     "storage": StorageSettings,
+    "memory": MemorySettings,
+    "search": SearchSettings,
     "plugins": PluginSettings,
 }
 
@@ -213,7 +217,7 @@ def test_a_variable_that_names_no_key_is_refused_with_the_nearest_one() -> None:
         ("[storage]\nsync_write = true", "storage has no key 'sync_write': did you mean 'sync_writes'?"),
         ("[storage]\nzzz = 1", "storage has no key 'zzz': the keys are data_path, backend, "),
         ("[storge]\n", "there is no table 'storge': did you mean 'storage'?"),
-        ("zzz = 1", "there is no table 'zzz': the keys are storage, plugins"),
+        ("zzz = 1", "there is no table 'zzz': the keys are storage, memory"),
         ("[plugins]\ndisable = []", "plugins has no key 'disable': did you mean 'disabled'?"),
         ("storage = 7", "storage is not a table: write [storage] and its keys below it"),
         ("[[storage]]\nsync_writes = true", "storage is not a table"),
@@ -408,7 +412,11 @@ def plain_name(kind: Any) -> str:
     """A type as the page writes it."""
     if get_origin(kind) is Annotated:
         kind, *metas = get_args(kind)
-        bounds = [f"{meta.ge} to {meta.le}" for meta in metas if isinstance(meta, Meta) and meta.ge is not None]
+        bounds = [
+            f"{meta.ge} and up" if meta.le is None else f"{meta.ge} to {meta.le}"
+            for meta in metas
+            if isinstance(meta, Meta) and meta.ge is not None
+        ]
         return ", ".join([plain_name(kind), *bounds])
     if get_origin(kind) is Literal:
         return ", ".join(f'"{choice}"' for choice in get_args(kind))
@@ -419,7 +427,7 @@ def plain_name(kind: Any) -> str:
     if type(None) in get_args(kind):
         (kind,) = (part for part in get_args(kind) if part is not type(None))
         return plain_name(kind)
-    names: dict[Any, str] = {str: "string", bool: "boolean", int: "integer"}
+    names: dict[Any, str] = {str: "string", bool: "boolean", int: "integer", float: "number"}
     return names[kind]
 
 

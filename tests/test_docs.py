@@ -46,6 +46,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
 
 
+@pytest.mark.usefixtures("search_as_by_default")
 @pytest.mark.parametrize("page", RUN, ids=name_of)
 def test_every_example_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("page")  # some of what is defined there looks for its module

@@ -15,6 +15,7 @@ MODULES = [
 ]
 
 
+@pytest.mark.usefixtures("search_as_by_default")
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_of_each_module_run(name: str) -> None:
     results = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)

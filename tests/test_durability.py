@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as StillRunning
@@ -50,7 +51,10 @@ def note(number: object = 0, agent_id: str = "bot", **given: Any) -> Episode:
 
 
 class Syncs:
-    """Stands before the sync of a store's engine: counts, holds up, makes fail."""
+    """Stands before the sync of a store's engine: counts, holds up, makes fail.
+
+    Once one has failed the engine cannot be opened again either: how it comes back is told in test_disk_failures.py.
+    """
 
     def __init__(self, store: Store) -> None:
         self._backend = store._backend
@@ -62,6 +66,7 @@ class Syncs:
         self._open = threading.Event()
         self._open.set()
         self._backend.sync = self._sync  # type: ignore[method-assign]
+        self._backend.reopen = self._reopen  # type: ignore[attr-defined]
 
     def _sync(self) -> None:
         self.begun += 1
@@ -71,6 +76,9 @@ class Syncs:
             raise self.error
         self._real()
         self.ended += 1
+
+    def _reopen(self) -> None:
+        raise StorageError("the disk is broken")
 
     def hold(self) -> None:
         """Let every sync from now on wait for ``let_go``."""
@@ -132,6 +140,13 @@ def in_thread(call: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
 
     threading.Thread(target=run, daemon=True).start()
     return future
+
+
+def await_until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
 
 
 def outcome_of(call: Callable[[], object]) -> str:
@@ -449,7 +464,7 @@ class TestFailedSyncs:
         done, hanging = wait(writers, PATIENCE_S / 5)
         assert not hanging
         assert [outcome_of(future.result) for future in done] == ["OutcomeUnknownError"] * 5
-        assert syncs.begun == 1
+        assert syncs.begun == 1 or isinstance(syncs.error, StorageFullError)
         assert memory.get_episode(kept)
 
     def test_the_store_is_read_only_from_then_on(
@@ -612,15 +627,13 @@ class TestIntervals:
         syncs.error = FAILURES[failure]()
         id_ = memory.store_episode(note())
         syncs.await_one()
-        thread = store._durability._thread
-        assert thread is not None
-        thread.join(PATIENCE_S)
-        assert not thread.is_alive()
-        assert outcome_of(lambda: memory.store_episode(note())) == "OutcomeUnknownError"
-        assert outcome_of(store.flush) == "OutcomeUnknownError"
+        await_until(lambda: not store.health().ok)
+        refused = "StorageFullError" if isinstance(syncs.error, StorageFullError) else "OutcomeUnknownError"
+        assert outcome_of(lambda: memory.store_episode(note())) == refused
+        assert outcome_of(store.flush) == refused
         assert memory.get_episode(id_)
         store.close()
-        assert syncs.begun == 1
+        assert syncs.begun == 1 or isinstance(syncs.error, StorageFullError)
 
     def test_a_closed_store_has_no_thread_left(self, open_here: OpenHere) -> None:
         before = set(threading.enumerate())

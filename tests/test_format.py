@@ -9,6 +9,7 @@ import re
 import time
 import tomllib
 from collections.abc import Callable
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from qilbee_core import Episode, open_store
+from qilbee_core import Episode, SearchSettings, Settings, open_store
 from qilbee_core import ids as ids_module
 from qilbee_core.catalog import LAYOUT_VERSION, SCHEMA_VERSION, Catalog, CatalogOrder, Header, Tag
 from qilbee_core.codecs.dictionaries import dictionary
@@ -31,10 +32,15 @@ from qilbee_core.keys import AgentKeys, Space, catalog_key, encode_agent_id, par
 from qilbee_core.memory.document import EpisodeDocument, digest_of, digest_of_key
 from qilbee_core.memory.head import Head, Tally
 from qilbee_core.memory.log import ChangeKind, change_payload, parse_change
-from qilbee_core.memory.relevance import Order, contribution, vitality
+from qilbee_core.memory.relevance import PINNED_ORDERS, Order, contribution, vitality
+from qilbee_core.memory.state import State, decode_state
+from qilbee_core.memory.terms import Cursor, cursor_key, decode_cursor, open_row, row_key, seal_row
 from qilbee_core.memory.verify import INVARIANTS
+from qilbee_core.search.analysis import analyser
+from qilbee_core.search.rows import Row, row_of
 from qilbee_core.serializers.json import JsonSerializer
 from qilbee_core.serializers.msgpack import MsgpackSerializer
+from qilbee_core.watermark import Mark, read_slot, slot
 
 PAGE = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
 VECTORS: list[dict[str, Any]] = [tomllib.loads(text) for text in re.findall(r"^```toml\n(.*?)^```$", PAGE, re.M | re.S)]
@@ -79,10 +85,10 @@ def check_keys(vector: dict[str, Any]) -> None:
         "VITALITY": lambda f: keys.vitality(f["order"], f["vitality"], id_bytes),
         "CHANGE": lambda f: keys.change(f["sequence"]),
         "KEY": lambda f: keys.idempotency_key(bytes.fromhex(f["digest"])),
+        "STATE": lambda f: keys.state(id_bytes),
+        "EXPIRY": lambda f: keys.expiry(f["expires_us"], id_bytes),
+        "TERMS": lambda f: keys.row(f["version"], id_bytes),
         # Reserved: there is no builder yet, so what the page says is built here and parsed below.
-        "STATE": lambda f: keys.prefix(Space.STATE) + id_bytes,
-        "EXPIRY": lambda f: bytes((Space.EXPIRY,)) + f["expires_us"].to_bytes(8, "big") + keys.agent + id_bytes,
-        "TERMS": lambda f: keys.prefix(Space.TERMS) + bytes((f["version"],)) + id_bytes,
         "VECTOR": lambda f: keys.prefix(Space.VECTOR) + bytes((f["version"],)) + id_bytes,
         "PLAN": lambda f: keys.prefix(Space.PLAN) + bytes.fromhex(f["plan"]),
         "ACCOUNT": lambda f: bytes((Space.ACCOUNT,)) + f["name"].encode(),
@@ -93,7 +99,6 @@ def check_keys(vector: dict[str, Any]) -> None:
         parsed = parse(key)
         assert parsed.space.name == name
         assert parsed.agent_id == (None if name in {"CATALOG", "ACCOUNT"} else vector["agent"])
-        assert parsed.time_us == family.get("expires_us")
         if name in {"EPISODE", "STATE", "HISTORY", "VITALITY", "EXPIRY", "TERMS", "VECTOR"}:
             assert parsed.id_bytes == id_bytes
 
@@ -197,7 +202,7 @@ def check_vitality(vector: dict[str, Any]) -> None:
 def check_head(vector: dict[str, Any]) -> None:
     key, value = bytes.fromhex(vector["key"]), bytes.fromhex(vector["bytes"])
     head = Head()
-    for name in ("generation", "sequence", "trimmed", "transaction_us", "record_bytes", "types"):
+    for name in ("generation", "sequence", "trimmed", "transaction_us", "record_bytes", "types", "states", "expiry_us"):
         setattr(head, name, vector[name])
     head.newest_id = parse_id(vector["newest_id"])
     head.tallies = {order: Tally(count, int(total)) for order, count, total in vector["tallies"]}
@@ -209,6 +214,15 @@ def check_head(vector: dict[str, Any]) -> None:
     assert Head.decode(key, frame(key, longer)).encode(key) == value
 
 
+def check_state(vector: dict[str, Any]) -> None:
+    key, value = bytes.fromhex(vector["key"]), bytes.fromhex(vector["bytes"])
+    state = State(vector["strength"], vector["reinforced_us"], vector["pinned"])
+    assert state.encode(key) == value
+    assert decode_state(key, value) == state
+    longer = msgspec.msgpack.encode([*msgspec.msgpack.decode(unframe(key, value)), "of a later layout"])
+    assert decode_state(key, frame(key, longer)) == state
+
+
 def check_change(vector: dict[str, Any]) -> None:
     key, value = bytes.fromhex(vector["key"]), bytes.fromhex(vector["bytes"])
     ids = [parse_id(text) for text in vector["ids"]]
@@ -217,10 +231,32 @@ def check_change(vector: dict[str, Any]) -> None:
     assert parse_change(key, value) == (kind, vector["transaction_us"], ids)
 
 
+def check_terms(vector: dict[str, Any]) -> None:
+    keys, id_bytes = AgentKeys("bot"), parse_id(vector["built"])
+    key, value = bytes.fromhex(vector["cursor_key"]), bytes.fromhex(vector["cursor_bytes"])
+    cursor = Cursor(vector["generation"], vector["sequence"], vector["done"], vector["language"], id_bytes)
+    assert (cursor_key(keys), cursor.encode(key)) == (key, value)
+    assert decode_cursor(key, value) == cursor
+    longer = msgspec.msgpack.encode([*msgspec.msgpack.decode(unframe(key, value)), "of a later layout"])
+    assert decode_cursor(key, frame(key, longer)) == cursor
+    metadata = {"session_id": vector["session"]}
+    episode = Episode.conversation("bot", vector["user_input"], vector["agent_response"], metadata=metadata)
+    key, value = bytes.fromhex(vector["row_key"]), bytes.fromhex(vector["row_bytes"])
+    row = row_of(episode, analyser(vector["language"]))
+    assert (row_key(keys, id_bytes), seal_row(key, row)) == (key, value)
+    assert open_row(key, value) == row
+
+
 def check_mark(vector: dict[str, Any]) -> None:
     key, value, id_bytes = bytes.fromhex(vector["key"]), bytes.fromhex(vector["bytes"]), parse_id(vector["id"])
     assert frame(key, id_bytes) == value
     assert unframe(key, value) == id_bytes
+
+
+def check_watermark(vector: dict[str, Any]) -> None:
+    mark, data = Mark(vector["store_id"], vector["sequence"]), bytes.fromhex(vector["bytes"])
+    assert slot(mark) == data
+    assert read_slot(data) == mark
 
 
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -253,11 +289,14 @@ def test_the_widths_in_the_table_of_keys_are_those_that_parse_accepts() -> None:
         assert parse(key).agent_id == ("bot" if "agent" in fields.split(", ") else None)
 
 
-def test_only_live_families_are_written(tmp_path: Path) -> None:
+def test_only_live_families_are_written() -> None:
     live = {row[1] for row in table("space", "family", "fields", "value", "state") if row[4] == "live"}
-    with open_store(tmp_path, backend="ephemeral", compression_type="lz4") as store:
+    settings = Settings(search=SearchSettings(indexing="inline"))
+    with open_store(settings, backend="ephemeral", compression_type="lz4") as store:
         memory = store.agent_memory("bot")
-        stored_id = memory.store_episode(Episode.observation("bot", "tea"), idempotency_key="order-7")
+        tea = Episode.observation("bot", "tea", ttl=timedelta(days=1))
+        stored_id = memory.store_episode(tea, idempotency_key="order-7")
+        memory.boost(memory.store_episode(Episode.observation("bot", "ink", relevance=0.5)))
         memory.update_episode(stored_id, content={"text": "more tea"})
         assert {parse(key).space.name for key, _ in store._backend.scan()} == live
 
@@ -284,6 +323,22 @@ def test_the_fields_of_a_document_are_those_of_the_table() -> None:
     assert [row[2] for row in rows if row[1] == "memory_type"] == [
         ", ".join(f"{number} {name}" for number, name in enumerate(MEMORY_TYPES))
     ]
+
+
+def test_the_fields_of_a_state_are_those_of_the_table() -> None:
+    rows = table("position", "field", "what it is")
+    assert [(int(row[0]), row[1]) for row in rows] == list(enumerate(State.__struct_fields__))
+
+
+def test_the_fields_of_search_terms_are_those_of_the_tables() -> None:
+    for name, kind in (("cursor", Cursor), ("row", Row)):
+        rows = table("position", name, "what")
+        assert [(int(row[0]), row[1]) for row in rows] == list(enumerate(kind.__struct_fields__))
+
+
+def test_the_orders_of_what_is_pinned_are_those_of_the_table() -> None:
+    shown = [[str(order.number), f"{order.memory_type}, pinned", "never decays"] for order in PINNED_ORDERS]
+    assert table("number", "for", "half-life") == shown
 
 
 def test_the_fields_of_a_head_are_those_of_the_table() -> None:
@@ -328,7 +383,11 @@ def test_the_marker_is_that_of_the_page(tmp_path: Path) -> None:
         pass
     assert (tmp_path / "data" / "qilbee.json").read_text() == shown[1]
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"qilbee.json", "rocksdb"}
-    assert {path.name for path in (tmp_path / "data" / "rocksdb").iterdir()} == {"qilbee.lock", "db"}
+    assert {path.name for path in (tmp_path / "data" / "rocksdb").iterdir()} == {
+        "qilbee.lock",
+        "qilbee.watermark",
+        "db",
+    }
 
 
 def test_vitality_and_contribution_follow_from_the_steps_of_the_page() -> None:

@@ -66,6 +66,11 @@ def unpacked(archive: Path, target: Path) -> tuple[Path, dict[str, Any]]:
     return target / "data", expected
 
 
+@pytest.fixture(autouse=True)
+def reading_changes_nothing(monkeypatch: pytest.MonkeyPatch, no_settings_of_the_user: None) -> None:
+    monkeypatch.setenv("QILBEE_MEMORY_REINFORCEMENT_SHARE", "0")
+
+
 @pytest.fixture(params=STORES, ids=name_of)
 def golden(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     return unpacked(request.param, tmp_path)

@@ -51,17 +51,16 @@ HOSTILE = [
 
 def families(keys: AgentKeys, id_bytes: bytes, number: int) -> dict[Space, bytes]:
     """A key of each family of an agent."""
-    time_us = number.to_bytes(8, "big")
     return {
         Space.AGENT: keys.head,
         Space.EPISODE: keys.episode(id_bytes),
-        Space.STATE: keys.prefix(Space.STATE) + id_bytes,
+        Space.STATE: keys.state(id_bytes),
         Space.HISTORY: keys.history(id_bytes, number),
         Space.VITALITY: keys.vitality(number % 256, number, id_bytes),
-        Space.EXPIRY: bytes((Space.EXPIRY,)) + time_us + keys.agent + id_bytes,
+        Space.EXPIRY: keys.expiry(number, id_bytes),
         Space.CHANGE: keys.change(number),
         Space.KEY: keys.idempotency_key(id_bytes),
-        Space.TERMS: keys.prefix(Space.TERMS) + bytes((number % 256,)) + id_bytes,
+        Space.TERMS: keys.row(number % 256, id_bytes),
         Space.VECTOR: keys.prefix(Space.VECTOR) + bytes((number % 256,)) + id_bytes,
         Space.PLAN: keys.prefix(Space.PLAN) + id_bytes,
     }
@@ -74,14 +73,11 @@ def test_parsing_undoes_building_for_every_family(agent_id: str, id_bytes: bytes
     for space, key in built.items():
         parsed = parse(key)
         assert (parsed.space, parsed.agent_id) == (space, unicodedata.normalize("NFC", agent_id))
-        assert parsed.time_us == (number if space is Space.EXPIRY else None)
         if space not in (Space.AGENT, Space.CHANGE):
             assert parsed.id_bytes == id_bytes
         again = AgentKeys(parsed.agent_id or "")
         if space is Space.HISTORY:
             assert again.history(parsed.id_bytes, int.from_bytes(parsed.fields[16:], "big")) == key
-        elif space is Space.EXPIRY:
-            assert bytes((space,)) + number.to_bytes(8, "big") + again.agent + parsed.fields == key
         else:
             assert again.prefix(space) + parsed.fields == key
 
@@ -152,11 +148,10 @@ def test_the_history_of_an_episode_is_one_range_that_no_other_reaches_into(one: 
 def assert_apart(one: str, other: str) -> None:
     here, there = AgentKeys(one), AgentKeys(other)
     for space, key in families(there, b"\xff" * 16, (1 << 63) - 1).items():
-        if space is not Space.EXPIRY:  # ordered by time: it has no range of one agent
-            start, stop = here.range(space)
-            assert not start <= key < stop
-            start, stop = there.range(space)
-            assert start <= key < stop
+        start, stop = here.range(space)
+        assert not start <= key < stop
+        start, stop = there.range(space)
+        assert start <= key < stop
 
 
 @pytest.mark.parametrize("one", HOSTILE, ids=ascii)
@@ -253,9 +248,8 @@ def test_what_parses_is_exactly_what_is_built_of_its_parts(draw: Callable[[Rando
         key = draw(dice)
         with suppress(CorruptRecordError):
             parsed = parse(key)
-            before = b"" if parsed.time_us is None else parsed.time_us.to_bytes(8, "big")
             agent = b"" if parsed.agent_id is None else AgentKeys(parsed.agent_id).agent
-            assert bytes((parsed.space,)) + before + agent + parsed.fields == key
+            assert bytes((parsed.space,)) + agent + parsed.fields == key
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 4, 5, 255])

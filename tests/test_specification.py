@@ -1,7 +1,7 @@
 """The owner's specification, snippet by snippet, run as written against the embedded store.
 
 ``db`` is an open Store instead of a connection; everything below ``agent_memory`` is the same. Snippets
-that log in to a server, or search, belong to the packages that bring those.
+that log in to a server belong to the packages that bring those.
 """
 
 from __future__ import annotations
@@ -47,6 +47,13 @@ print(f"Average relevance: {stats.avg_relevance}")
 recent = memory.get_recent_episodes(limit=10)
 for ep in recent:
     print(f"[{ep.episode_type}] {ep.content}")
+"""
+
+SEARCHING_SNIPPET = """
+# Search through persisted episodes
+results = memory.search_episodes("order number", limit=5)
+for episode in results:
+    print(f"Found: {episode.content}")
 """
 
 DELETING_SNIPPET = """
@@ -104,6 +111,9 @@ compression_type = "lz4"    # Options: none, lz4, snappy, zstd
 """
 
 
+pytestmark = pytest.mark.usefixtures("search_as_by_default")
+
+
 def run(snippet: str, **names: object) -> dict[str, object]:
     namespace: dict[str, object] = {"Episode": Episode, **names}
     exec(compile(snippet, "memory-persistence.md", "exec"), namespace)
@@ -146,6 +156,20 @@ def test_episodes_are_stored_in_a_namespace_of_their_agent(tmp_path: Path) -> No
         for agent_id in db.agents():
             recent = db.agent_memory(agent_id).get_recent_episodes()
             assert [episode.agent_id for episode in recent] == [agent_id]
+
+
+def test_persisted_episodes_are_searched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_store(tmp_path / "data")
+    memory = store.agent_memory("my-agent")
+    run(STORE_SNIPPET, memory=memory)
+    order = Episode.conversation("my-agent", "What is my order number?", "It is 12345.")
+    memory.store_episode(order)
+    store = reopen(store, tmp_path / "data")
+    results = run(SEARCHING_SNIPPET, memory=store.agent_memory("my-agent"))["results"]
+    store.close()
+    assert isinstance(results, list)
+    assert results[0] == order
+    assert "Found: {'user_input': 'What is my order number?'" in capsys.readouterr().out
 
 
 def test_deleting_and_clearing_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

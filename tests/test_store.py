@@ -842,9 +842,9 @@ class TestStore:
         store = open_here()
         store_some(store)
         figures = store.stats()
-        assert list(figures) == ["backend", "store_id", "durability", "recent_cache", "engine"]
+        assert list(figures) == ["backend", "store_id", "durability", "recent_cache", "memory", "search", "engine"]
         assert figures["backend"] == engine
-        assert set(names_of(figures["durability"])) == {"level", "unsynced_age_ms"}
+        assert set(names_of(figures["durability"])) == {"level", "durable_sequence", "unsynced_age_ms"}
         assert set(names_of(figures["recent_cache"])) == {"bytes", "bytes_max", "hits", "misses"}
         assert names_of(figures["engine"]) or engine == "ephemeral"
         assert msgspec.json.decode(msgspec.json.encode(figures)) == figures

@@ -28,21 +28,24 @@ from qilbee_core import (
 from qilbee_core.envelope import frame, unframe
 from qilbee_core.ids import draw_id, parse_id
 from qilbee_core.keys import AgentKeys, Space, catalog_key, range_of
-from qilbee_core.memory import commit, operations, repair
+from qilbee_core.memory import commit, repair
+from qilbee_core.memory.document import EpisodeDocument
 from qilbee_core.memory.head import Head
 from qilbee_core.memory.log import ChangeKind, change_payload, parse_change
+from qilbee_core.memory.state import State, decode_state, first_state
 from qilbee_core.memory.verify import INVARIANTS, VerifyReport
 
 BOT = AgentKeys("bot")
 GHOST = AgentKeys("ghost")
 START = datetime(2026, 3, 1, tzinfo=UTC)
+LATER_ON = datetime(2099, 1, 1, tzinfo=UTC)
 
 
 # --- a store with some of everything
 
 
 def fill(memory: AgentMemory) -> None:
-    """Nine episodes: of every memory type, some weak, one with three earlier versions, some with idempotency keys."""
+    """Ten episodes: of every memory type, some weak, boosted, pinned or expiring, one with three earlier versions."""
     agent_id = memory.agent_id
     for number, memory_type in enumerate(("episodic", "semantic", "procedural", "factual") * 2):
         episode = Episode.observation(
@@ -52,11 +55,19 @@ def fill(memory: AgentMemory) -> None:
             relevance=1.0 if number < 4 else 0.3,
             event_time=START + timedelta(hours=number),
         )
-        memory.store_episode(episode, idempotency_key=f"key {number}" if number % 2 else None)
+        stored_id = memory.store_episode(episode, idempotency_key=f"key {number}" if number % 2 else None)
         if number == 2:
             for version in range(3):
-                memory.update_episode(episode.id, content={"observation": f"version {version}"})
-    memory.store_episode(Episode.conversation(agent_id, "Tea?", "Tea.", event_time=START - timedelta(days=9)))
+                memory.update_episode(stored_id, content={"observation": f"version {version}"})
+        if number in (1, 4, 5):
+            memory.boost(stored_id)
+        if number in (2, 4):
+            memory.pin(stored_id)
+    for pinned in (True, False):
+        tea = Episode.conversation(agent_id, "Tea?", "Tea.", event_time=START - timedelta(days=9), expires_at=LATER_ON)
+        if pinned:
+            memory.pin(memory.store_episode(tea))
+    memory.store_episode(tea)
     gone = memory.store_episode(Episode.observation(agent_id, "forgotten", event_time=START))
     memory.delete_episode(gone)  # which also stores the head
 
@@ -99,7 +110,7 @@ def everything(store: Store, agent_id: str = "bot") -> tuple[object, ...]:
     """All that can be asked of an agent's memory, as of one moment; the average is a float sum in any order."""
     memory = store.agent_memory(agent_id)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operations, "now_us", lambda: 1_900_000_000_000_000)
+        patch.setattr(store._context, "clock_ns", lambda: 1_900_000_000_000_000_000)
         episodes = list(memory.episodes())
         statistics = memory.get_statistics()
         return (
@@ -182,7 +193,7 @@ def document_with(position: int, value: object) -> Callable[[Store], list[Operat
     def damage(store: Store) -> list[Operation]:
         key, record = row(store, Space.EPISODE, -1)
         fields = opened(store, key, record)
-        full = [*fields, *[{}, 0, 1.0, 0, "", "", 0][len(fields) - 3 :]]
+        full = [*fields, *[{}, 0, 1.0, 0, "", "", 0, 0][len(fields) - 3 :]]
         full[position] = value
         return [sealed(store, key, full)]
 
@@ -294,6 +305,36 @@ def unknown_id(store: Store) -> bytes:
 
 Damage = Callable[[Store], Sequence[Operation]]
 
+
+def state_with(number: int, **changes: Any) -> Callable[[Store], list[Operation]]:
+    """A state with something else in it, under a good checksum."""
+
+    def damage(store: Store) -> list[Operation]:
+        key, value = row(store, Space.STATE, number)
+        return [Put(key, replace(decode_state(key, value), **changes).encode(key))]
+
+    return damage
+
+
+def state_that_says_nothing_new(store: Store) -> list[Operation]:
+    with_state = {key[-16:] for key, _ in rows(store, Space.STATE)}
+    key, value = next(pair for pair in rows(store, Space.EPISODE) if pair[0][-16:] not in with_state)
+    document = EpisodeDocument.from_fields(opened(store, key, value))
+    there = BOT.state(key[-16:])
+    return [Put(there, first_state(document).encode(there))]
+
+
+def expiring_id(store: Store) -> bytes:
+    return row(store, Space.EXPIRY)[0][-16:]
+
+
+def expiry_of_what_is_pinned(store: Store) -> list[Operation]:
+    pinned = next(key[-16:] for key, _ in rows(store, Space.EPISODE) if key[-16:] != expiring_id(store))
+    assert decode_state(BOT.state(pinned), store._backend.get(BOT.state(pinned)) or b"").pinned
+    expires_us = int.from_bytes(row(store, Space.EXPIRY)[0][-24:-16], "big")
+    return [Put(BOT.expiry(expires_us, pinned), b"")]
+
+
 # What is done behind the memory's back, what verify() must say, and nothing else.
 DERIVED: dict[str, tuple[Damage, set[str]]] = {
     "header removed": (catalog_entry("header", None), {"catalog-entry-missing"}),
@@ -328,6 +369,24 @@ DERIVED: dict[str, tuple[Damage, set[str]]] = {
     "place in no order": (vitality_at(order=200), {"vitality-wrong"}),
     "place of no episode": (lambda store: [Put(BOT.vitality(0, 7, draw_id(0)), b"")], {"vitality-orphan"}),
     "place of no agent": (lambda store: [Put(GHOST.vitality(0, 7, draw_id(0)), b"")], {"vitality-orphan"}),
+    "state that says nothing new": (state_that_says_nothing_new, {"state-wrong", "head-counts"}),
+    "state of no episode": (
+        lambda store: [Put(BOT.state(unknown_id(store)), State(0.5, 7).encode(BOT.state(unknown_id(store))))],
+        {"state-orphan"},
+    ),
+    "state of no agent": (
+        lambda store: [Put(GHOST.state(unknown_id(store)), State(0.5, 7).encode(GHOST.state(unknown_id(store))))],
+        {"state-orphan"},
+    ),
+    "states wrong": (head_with(states=1), {"head-counts"}),
+    "expiry removed": (removed(Space.EXPIRY), {"expiry-missing"}),
+    "expiry altered": (altered(Space.EXPIRY), {"expiry-wrong"}),
+    "expiry at another time": (lambda store: [Put(BOT.expiry(7, expiring_id(store)), b"")], {"expiry-wrong"}),
+    "expiry of what does not expire": (lambda store: [Put(BOT.expiry(7, updated_id(store)), b"")], {"expiry-wrong"}),
+    "expiry of what is pinned": (expiry_of_what_is_pinned, {"expiry-wrong"}),
+    "expiry of no episode": (lambda store: [Put(BOT.expiry(7, unknown_id(store)), b"")], {"expiry-orphan"}),
+    "expiry of no agent": (lambda store: [Put(GHOST.expiry(7, unknown_id(store)), b"")], {"expiry-orphan"}),
+    "expiry of the head too late": (head_with(expiry_us=lambda head: head.expiry_us + 1), {"head-clocks"}),
     "mark removed": (removed(Space.KEY), {"mark-missing"}),
     "mark altered": (altered(Space.KEY), {"mark-corrupt"}),
     "mark of another episode": (mark_with(first_id), {"mark-orphan"}),
@@ -369,13 +428,13 @@ TRUTH: dict[str, tuple[Damage, set[str], set[str]]] = {
         {"catalog-entry-unknown"},
     ),
     "episode removed": (
-        removed(Space.EPISODE, 2),
-        {"episode-missing", "head-counts", "vitality-orphan", "mark-orphan"},
+        removed(Space.EPISODE, 3),
+        {"episode-missing", "head-counts", "vitality-orphan", "mark-orphan", "state-orphan"},
         set(),
     ),
     "episode with versions removed": (
         lambda store: [Delete(BOT.episode(updated_id(store)))],
-        {"episode-missing", "head-counts", "vitality-orphan", "history-orphan"},
+        {"episode-missing", "head-counts", "vitality-orphan", "history-orphan", "state-orphan"},
         {"history-orphan"},
     ),
     "episode altered": (altered(Space.EPISODE, 2), {"record-corrupt", "head-counts"}, {"record-corrupt"}),
@@ -393,6 +452,15 @@ TRUTH: dict[str, tuple[Damage, set[str], set[str]]] = {
         lambda store: [sealed(store, row(store, Space.EPISODE, -1)[0], ["note"])],
         {"record-corrupt", "head-counts"},
         {"record-corrupt"},
+    ),
+    "state altered": (altered(Space.STATE), {"state-corrupt"}, set()),
+    "state emptied": (lambda store: [Put(row(store, Space.STATE)[0], b"")], {"state-corrupt"}, set()),
+    "state stronger than can be": (state_with(0, strength=1.5), {"state-corrupt"}, set()),
+    "state of no time": (state_with(0, reinforced_us=0), {"state-corrupt"}, set()),
+    "state of another episode": (
+        lambda store: [Put(row(store, Space.STATE)[0], row(store, Space.STATE, 1)[1])],
+        {"state-corrupt"},
+        set(),
     ),
     "newest version removed": (removed(Space.HISTORY, 2), {"history-missing"}, {"history-missing"}),
     "version between removed": (removed(Space.HISTORY, 1), {"history-missing"}, {"history-missing"}),
@@ -418,8 +486,8 @@ TRUTH: dict[str, tuple[Damage, set[str], set[str]]] = {
 def test_a_store_with_some_of_everything_is_clean(store: Store) -> None:
     report = store.verify()
     assert report.ok
-    assert (report.agents, report.episodes) == (2, 18)
-    live = {space for space in Space if space not in (Space.CATALOG, *LATER)}
+    assert (report.agents, report.episodes) == (2, 20)
+    live = {space for space in Space if space not in (Space.CATALOG, Space.TERMS, *LATER)}
     assert all(len(rows(store, space)) >= 1 for space in live)
 
 
@@ -436,7 +504,7 @@ def test_what_is_derived_and_wrong_is_named_and_mended(store: Store, damage: str
     assert repaired.before == report
     assert repaired.after == store.verify()
     assert repaired.after.ok
-    assert repaired.episodes == 18
+    assert repaired.episodes == 20
     assert (everything(store), everything(store, "other")) == (whole, other)
     assert store.agents() == ["bot", "other"]
 
@@ -484,6 +552,7 @@ def test_every_invariant_has_a_case_here() -> None:
     covered = {name for _, expected in DERIVED.values() for name in expected}
     covered |= {name for _, expected, _ in TRUTH.values() for name in expected}
     elsewhere = {"engine-damaged", "key-unknown", "key-malformed", "key-reserved", "record-unreadable"}
+    elsewhere |= {"terms-missing", "terms-orphan", "terms-wrong", "terms-cursor"}  # tests/search/test_store_search.py
     assert covered | elsewhere == set(INVARIANTS)
     assert not covered & elsewhere
 
@@ -501,18 +570,14 @@ def test_a_problem_says_where_it_is(store: Store) -> None:
 
 # --- strangers
 
-LATER = (Space.STATE, Space.EXPIRY, Space.TERMS, Space.VECTOR, Space.PLAN, Space.ACCOUNT)
+LATER = (Space.VECTOR, Space.PLAN, Space.ACCOUNT)
 LATER_KEYS = {
-    Space.STATE: BOT.prefix(Space.STATE) + bytes(16),
-    Space.EXPIRY: bytes((Space.EXPIRY,)) + bytes(8) + BOT.agent + bytes(16),
-    Space.TERMS: BOT.prefix(Space.TERMS) + bytes(17),
     Space.VECTOR: BOT.prefix(Space.VECTOR) + bytes(17),
     Space.PLAN: BOT.prefix(Space.PLAN) + bytes(16),
     Space.ACCOUNT: bytes((Space.ACCOUNT,)) + b"user/admin",
 }
 MALFORMED = [
-    *(BOT.prefix(space) + b"short" for space in Space if space not in (Space.CATALOG, Space.EXPIRY, Space.ACCOUNT)),
-    bytes((Space.EXPIRY,)) + bytes(8) + BOT.agent + b"short",
+    *(BOT.prefix(space) + b"short" for space in Space if space not in (Space.CATALOG, Space.ACCOUNT)),
     BOT.episodes + bytes(17),
     bytes((Space.EPISODE,)),
     bytes((Space.EPISODE, 0)),
@@ -573,7 +638,7 @@ def test_a_thousand_problems_are_kept_and_the_walk_still_ends(store: Store) -> N
     write(store, *(Put(b"\xf0" + number.to_bytes(2, "big"), b"") for number in range(1500)))
     report = store.verify()
     assert len(report.problems) == 1000
-    assert (report.agents, report.episodes, report.ok) == (2, 18, False)
+    assert (report.agents, report.episodes, report.ok) == (2, 20, False)
 
 
 # --- the engine, other plugins, other agents
@@ -606,7 +671,7 @@ def test_where_the_engine_cannot_read_on_that_is_named_and_the_rest_is_walked(
     report = store.verify()
     assert "engine-damaged" in names(report)
     assert any("block checksum" in problem.message for problem in report.problems)
-    assert report.episodes >= (18 if space is not Space.EPISODE else 0)
+    assert report.episodes >= (20 if space is not Space.EPISODE else 0)
 
 
 def test_damage_to_one_agent_is_not_seen_by_another(store: Store) -> None:
@@ -628,7 +693,7 @@ def test_a_walk_sees_one_moment_whatever_is_written_meanwhile(store: Store, monk
 
     monkeypatch.setattr(store._backend, "snapshot", take_and_write)
     report = store.verify()
-    assert (report.ok, report.agents, report.episodes) == (True, 2, 18)
+    assert (report.ok, report.agents, report.episodes) == (True, 2, 20)
 
 
 # --- larger, and at every moment
@@ -755,7 +820,7 @@ def test_a_repair_that_is_interrupted_after_any_of_its_batches_can_be_run_again(
         assert not store.verify().ok or everything(store) == whole  # nothing is wrong without being named
         repaired = store.repair()
         assert repaired.after.ok
-        assert repaired.episodes == 18
+        assert repaired.episodes == 20
         assert (everything(store), everything(store, "other")) == (whole, other)
 
 

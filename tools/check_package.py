@@ -20,6 +20,9 @@ IN_WHEEL = {
     "qilbee_core/py.typed",
     "qilbee_core/codecs/zstd-1.dict",
     "qilbee_core/samples/conversations.jsonl",
+    "qilbee_core/search/words-1.npy",
+    "qilbee_core/search/words-1.npz",
+    "qilbee_core/search/words-1.txt",
     "qilbee_core/testing/backends.py",
 }
 IN_SDIST = IN_WHEEL | {"pyproject.toml", "README.md", "LICENSE"}
@@ -29,7 +32,7 @@ import importlib.metadata, importlib.resources, sys
 import qilbee_core
 from qilbee_core import Episode, open_store
 assert qilbee_core.__file__.startswith(sys.prefix), qilbee_core.__file__
-assert {"hypothesis", "numpy", "plyvel", "pytest"}.isdisjoint(
+assert {"hypothesis", "plyvel", "pytest"}.isdisjoint(
     distribution.name for distribution in importlib.metadata.distributions()
 )
 assert importlib.resources.files("qilbee_core").joinpath("py.typed").is_file()

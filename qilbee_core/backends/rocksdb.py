@@ -15,8 +15,9 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from threading import Condition, Lock
+from threading import Condition, Event, Lock
 from typing import NoReturn, TypeVar, cast
 from weakref import ref
 
@@ -28,28 +29,34 @@ from qilbee_core.backends._rocksdb_errors import Gone, is_stall, reraise
 from qilbee_core.backends._rocksdb_files import checkpoint, compact, no_automatic_compaction, obsolete_files
 from qilbee_core.backends._rocksdb_fork import leak
 from qilbee_core.backends._rocksdb_options import CODECS, engine_settings, rocksdb_options, write_options
+from qilbee_core.backends._rocksdb_read_only import open_read_only
+from qilbee_core.backends._rocksdb_recovery import recovery_mode
 from qilbee_core.backends._rocksdb_views import SharedView, View
 from qilbee_core.batch import Delete, Expect, Operation, Put, WriteBatch
-from qilbee_core.directory import DirectoryLock, fsync_directory
+from qilbee_core.directory import DirectoryLock, ForkWatch, check_writable, fsync_directory
 from qilbee_core.episode import JSON
 from qilbee_core.errors import (
     ConflictError,
     CorruptRecordError,
     InvalidError,
     OutcomeUnknownError,
+    QilbeeError,
+    ReadOnlyError,
     StorageError,
     StorageFullError,
     StoreClosedError,
+    WriteStallError,
 )
 from qilbee_core.interfaces import BackendOptions, SingleProcess, Snapshot
+from qilbee_core.patience import patiently
 
 __all__ = ["RocksDBBackend"]
 
 _fork_guard = ForkGuard("RocksDB")
 
 _DATABASE_NAME = "db"
+_SPARE_BYTES = 256 << 10  # what an opening writes besides what the logs hold, with room to spare
 _LIST_GET_KEYS_MIN = 64  # a shorter list is as fast one by one, and then need not wait to get the GIL back
-_STALL_SECONDS_MAX = 60.0
 _DELETION_SECONDS_MAX = 30.0
 _VIEW_SECONDS_MAX = 0.5  # a scan in another thread ends within that; a snapshot does not
 
@@ -71,6 +78,10 @@ _STATS = {
 _V = TypeVar("_V", bound=View)
 
 
+class _ReopeningError(StorageError):
+    """The files are being opened again; reads wait for it."""
+
+
 class RocksDBBackend(SingleProcess):
     """A RocksDB database in ``options.path / "db"``, for one process at a time.
 
@@ -84,44 +95,67 @@ class RocksDBBackend(SingleProcess):
     def __init__(self, options: BackendOptions) -> None:
         settings = engine_settings(options)
         self._path = options.path.absolute()  # for RocksDB makes new files all the time, wherever we are then
+        self._options, self._settings = options, settings
         self._wal = options.wal
         self._write_buffer_bytes = settings.write_buffer_bytes
         self._check_bytes = min(1 << 20, settings.write_buffer_bytes // 8)
-        self._unchecked_bytes = 0
-        self._full = False
-        self._failure: str | None = None
+        self._closed = False
         self._views: set[ref[View]] = set()
         self._new_locks()
         self._gone(StoreClosedError, f"{self._path} is not open yet")
 
         directory = self._path / _DATABASE_NAME
         missing = [each for each in (directory, *directory.parents) if not each.exists()]
-        self._directory_lock = DirectoryLock(self._path, on_fork=self._forked)
+        self._directory_lock = (
+            ForkWatch(self._forked) if options.read_only else DirectoryLock(self._path, on_fork=self._forked)
+        )
         try:
             _fork_guard.use()
-            directory.mkdir(mode=0o700, exist_ok=True)
-            for each in missing:
-                fsync_directory(each.parent)
-            engine = rocksdb_options(options, settings)
-            # The options a second time, by column family: an existing database would keep those it was made with.
-            self._database = Rdict(str(directory), engine, column_families={"default": engine})
+            if not options.read_only:
+                directory.mkdir(mode=0o700, exist_ok=True)
+                for each in missing:
+                    fsync_directory(each.parent)
+            self._open(directory)
         except Exception as error:
             self._directory_lock.release()
+            reraise(error)
+
+    def _open(self, directory: Path) -> None:
+        engine = rocksdb_options(self._options, self._settings)
+        mode = partial(recovery_mode, options=self._options, settings=self._settings)
+        try:
+            if self._options.read_only:
+                database = open_read_only(directory, engine, mode)
+            else:
+                engine.set_wal_recovery_mode(mode(directory))
+                # The options a second time, by column family: an existing database would keep those it was made with.
+                database = Rdict(str(directory), engine, column_families={"default": engine})
+        except Exception as error:
             if "Corruption" in str(error):
                 raise CorruptRecordError(
                     f"{directory} does not open: {error}",
-                    remedy="restore a copy, or recover by name as docs/durability.md says",
+                    remedy='restore a copy, or open it with what is left: open_store(path, recover="tail")',
                 ) from error
             reraise(error)
-        self._database.set_write_options(write_options(options))
-        self._write_raw: Callable[[RawBatch], None] = self._database.write
-        self._synced_sequence = self._database.latest_sequence_number()
+        database.set_write_options(write_options(self._options))
+        self._unchecked_bytes = 0
+        self._flushers = 0
+        self._full = False
+        self._failure: str | None = None
+        # What the old logs held is in tables now, which RocksDB syncs.
+        self._synced_sequence = database.latest_sequence_number()
+        self._database = database
+        self._write_raw: Callable[[RawBatch], None] = database.write
+        if self._options.read_only:
+            self._write_raw = Gone(ReadOnlyError, f"{self._path} was opened with read_only=True")
 
     def _new_locks(self) -> None:
         self._close_lock = Lock()
         self._write_lock = Lock()
         self._sync_lock = Lock()
         self._erase_lock = Lock()
+        self._reopened = Event()
+        self._reopened.set()
         self._outside = Condition(Lock())
         self._outside_count = 0
 
@@ -132,6 +166,8 @@ class RocksDBBackend(SingleProcess):
         try:
             value: bytes | None = self._database.get(key)
         except Exception as error:
+            if self._is_open_again(error):
+                return self.get(key)
             reraise(error)
         return value
 
@@ -144,26 +180,37 @@ class RocksDBBackend(SingleProcess):
             with self._outside_gil() as database:
                 return cast("list[bytes | None]", database.get(list(keys)))
         except Exception as error:
+            if self._is_open_again(error):
+                return self.get_many(keys)
             reraise(error)
 
     def scan(
         self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """The pairs of the range as they are now. A damaged block raises where it is reached."""
-        return self._opened(View()).rows(start, stop, reverse)
+        return self._opened(View).rows(start, stop, reverse)
 
     def snapshot(self) -> Snapshot:
         """This instant. Files that it shows stay on disk until it is closed."""
-        return self._opened(SharedView())
+        return self._opened(SharedView)
 
-    def _opened(self, view: _V) -> _V:
+    def _opened(self, kind: type[_V]) -> _V:
+        view = kind()
         # close() must know of the view before there is an iterator in it, or it could miss the iterator.
         self._views.add(ref(view, self._views.discard))
         try:
             view.open(self._database)
         except Exception as error:
+            if self._is_open_again(error):
+                return self._opened(kind)
             reraise(error)
         return view
+
+    def _is_open_again(self, error: Exception) -> bool:
+        """Whether a read met nothing but the reopening of the files, which is then over."""
+        if not isinstance(error, _ReopeningError):
+            return False
+        return self._reopened.wait()
 
     def sequence(self) -> int:
         """RocksDB's sequence number: it counts operations."""
@@ -187,7 +234,7 @@ class RocksDBBackend(SingleProcess):
     # Writing
 
     def write(self, batch: WriteBatch) -> None:
-        """Apply ``batch`` whole, or raise. Waits up to a minute, without the GIL, while compaction catches up."""
+        """Apply ``batch`` whole, or raise; WriteStallError while compaction has to catch up."""
         with self._write_lock:
             if self._unchecked_bytes > self._check_bytes:
                 self._seal_if_full()
@@ -198,10 +245,10 @@ class RocksDBBackend(SingleProcess):
                 size = raw.size_in_bytes()
                 self._write_raw(raw)
             except Exception as error:
-                if not is_stall(error):
-                    self._write_failed(error)
-                self._write_after_stall(batch)
+                self._write_failed(error)
             self._unchecked_bytes += size
+            if self._flushers and self._wal:
+                self._make_durable(self._database)
 
     def sync(self) -> None:
         """Put the log, or without a log the memtable, on disk; nothing is done if nothing is new."""
@@ -217,24 +264,12 @@ class RocksDBBackend(SingleProcess):
             if self._database.get(expect.key) != expect.value:
                 raise ConflictError(f"key {expect.key.hex()} does not hold what was expected")
 
-    def _write_after_stall(self, batch: WriteBatch) -> None:
-        waited, wait = 0.0, 0.001
-        while waited < _STALL_SECONDS_MAX:
-            time.sleep(wait)
-            waited, wait = waited + wait, min(2 * wait, 0.05)
-            try:
-                self._write_raw(_raw_batch(batch.operations))  # a batch that was refused is used up all the same
-            except Exception as error:
-                if not is_stall(error):
-                    self._write_failed(error)
-            else:
-                return
-        raise StorageError(
-            f"{self._path} took no write for {waited:.1f} s, for compaction cannot keep up",
-            remedy="write less at a time, or give it a faster disk or more background_jobs",
-        )
-
     def _write_failed(self, error: Exception) -> NoReturn:
+        if is_stall(error):
+            raise WriteStallError(
+                f"{self._path} takes no write, for compaction cannot keep up",
+                remedy="wait and retry; write less at a time, or give it a faster disk or more background_jobs",
+            ) from error
         try:
             reraise(error, writing=True)
         except StorageFullError:
@@ -284,9 +319,10 @@ class RocksDBBackend(SingleProcess):
     def compact(self, start: bytes = b"", stop: bytes | None = None) -> None:
         """Rewrite the files that overlap the range, without what was deleted."""
         with self._outside_gil() as database:
-            self._flush(database)
-            compact(database, start, stop)
-            self._wait_for_deletions()
+            with self._flushed(database):
+                compact(database, start, stop)
+            # Not for others: a manifest that an erasure has just done with goes with the next change of the files.
+            self._wait_for_deletions(".sst")
 
     def erase(self, ranges: Sequence[tuple[bytes, bytes | None]]) -> None:
         """Rewrite the files that overlap the ranges and return once the old ones are gone, logs and manifests too.
@@ -294,15 +330,16 @@ class RocksDBBackend(SingleProcess):
         RocksDB's diagnostic ``LOG`` names the bounds of the ranges in hexadecimal, but nothing that was in them.
         """
         with self._erase_lock, self._outside_gil() as database, no_automatic_compaction(database):
-            self._flush(database)
-            for start, stop in ranges:
-                compact(database, start, stop)
+            with self._flushed(database):
+                for start, stop in ranges:
+                    compact(database, start, stop)
             # The manifest of the last change still names keys of the files it did away with; one more, and it is new.
-            value = self.get(b"")
+            value = database.get(b"")
             with suppress(ConflictError):  # which means that somebody else made one
-                self.write(WriteBatch([Delete(b"") if value is None else Put(b"", value)], [Expect(b"", value)]))
-            self._flush(database)
-            left = self._wait_for_deletions()
+                touch = WriteBatch([Delete(b"") if value is None else Put(b"", value)], [Expect(b"", value)])
+                patiently(partial(self.write, touch))
+            with self._flushed(database):
+                left = self._wait_for_deletions()
         if left:
             raise StorageError(
                 f"{len(left)} files that hold deleted bytes cannot go: {len(self._views)} snapshots or scans are open",
@@ -313,23 +350,35 @@ class RocksDBBackend(SingleProcess):
         """Link or copy the files to ``target``, which appears whole or not at all."""
         if os.path.lexists(target):
             raise InvalidError(f"{target} exists", remedy="name a directory that does not exist yet")
-        with self._outside_gil() as database:
-            self._flush(database)  # or RocksDB would, and hold the GIL
+        with self._outside_gil() as database, self._flushed(database):  # or RocksDB would flush, and hold the GIL
             checkpoint(database, target, _DATABASE_NAME)
 
-    def _flush(self, database: Rdict) -> None:
-        with self._write_lock:
-            self._seal()
-        try:
-            database.flush()
-        except Exception as error:
-            reraise(error)
+    @contextmanager
+    def _flushed(self, database: Rdict) -> Iterator[None]:
+        """Put all that was written into tables; and meanwhile RocksDB may do the same of its own accord.
 
-    def _wait_for_deletions(self) -> set[str]:
+        It begins a new log then, and does not sync the old one: see :meth:`_seal`. So every write is synced before the
+        next one can come.
+        """
+        with self._write_lock:
+            self._flushers += 1
+        try:
+            with self._write_lock:
+                self._seal()
+            try:
+                database.flush()
+            except Exception as error:
+                reraise(error)
+            yield
+        finally:
+            with self._write_lock:
+                self._flushers -= 1
+
+    def _wait_for_deletions(self, suffix: str = "") -> set[str]:
         """Wait for the files that RocksDB no longer needs to go, and return those that do not."""
         directory = self._path / _DATABASE_NAME
         began = time.monotonic()
-        left = obsolete_files(self._database, directory)  # which raises once the store is closed
+        left = {name for name in obsolete_files(self._database, directory) if name.endswith(suffix)}
         while left and time.monotonic() - began < (_VIEW_SECONDS_MAX if self._views else _DELETION_SECONDS_MAX):
             time.sleep(0.005)
             left &= obsolete_files(self._database, directory)
@@ -340,27 +389,61 @@ class RocksDBBackend(SingleProcess):
     def close(self) -> None:
         """Let the calls that run finish, make everything durable, empty every view and let go of the directory."""
         with self._close_lock:
-            database = self._database
-            if isinstance(database, Gone):
+            if self._closed:
                 return
+            self._closed = True
+            database = self._database
             self._gone(StoreClosedError, f"{self._path} is closed")  # a write that waits for compaction gives up
             with self._write_lock:
                 pass  # nobody is half-way through a write
-            for view in [reference() for reference in list(self._views)]:
-                if view is not None:
-                    view.close()
             try:
-                if database.latest_sequence_number() != self._synced_sequence:
+                if not isinstance(database, Gone) and database.latest_sequence_number() != self._synced_sequence:
                     self._make_durable(database)
             finally:
-                with self._outside:
-                    if self._outside_count:
-                        database.cancel_all_background(True)  # a compaction may have hours to go
-                    self._outside.wait_for(lambda: not self._outside_count)
-                with suppress(Exception):  # it flushes, in vain after a cancellation or an error; all is durable
-                    database.close()
+                self._shut(database)
                 self._gone(StoreClosedError, f"{self._path} is closed")  # also if a write failed meanwhile
                 self._directory_lock.release()
+
+    def reopen(self) -> None:
+        """Open the files anew, whereupon RocksDB puts what its log holds into tables. Views of before are closed."""
+        directory = self._path / _DATABASE_NAME
+        with self._close_lock:
+            if self._closed:
+                raise StoreClosedError(f"{self._path} is closed")
+            if self._full and not self._wal:
+                # What is only in memory would be lost. RocksDB takes writes again by itself, but wants more space.
+                with self._outside_gil() as database:
+                    self._make_durable(database)
+                return
+            # Once closed it may not open: for as long as that is sure to fail, reads shall go on.
+            check_writable(self._path, _SPARE_BYTES + sum(log.stat().st_size for log in directory.glob("*.log")))
+            database = self._database
+            self._reopened.clear()
+            try:
+                self._gone(_ReopeningError, f"{self._path} is being opened again", remedy="try again in a moment")
+                with self._write_lock:
+                    pass
+                self._shut(database)
+                del database  # RocksDB holds its lock for as long as anybody holds this
+                self._open(directory)
+            except QilbeeError as error:
+                self._gone(StorageError, f"{self._path} cannot be opened again: {error.message}", remedy=error.remedy)
+                raise
+            finally:
+                self._reopened.set()
+
+    def _shut(self, database: Rdict) -> None:
+        """Close the database, once nobody is inside and no view shows it."""
+        for view in [reference() for reference in list(self._views)]:
+            if view is not None:
+                view.close()
+        with self._outside:
+            if self._outside_count:
+                with suppress(StorageError):
+                    database.cancel_all_background(True)  # a compaction may have hours to go
+            self._outside.wait_for(lambda: not self._outside_count)
+        with suppress(Exception):  # it flushes, in vain after a cancellation or an error; all is durable
+            database.close()
 
     @contextmanager
     def _outside_gil(self) -> Iterator[Rdict]:
@@ -379,11 +462,12 @@ class RocksDBBackend(SingleProcess):
             if view is not None:
                 view.abandon()
         leak(self._database)
+        self._closed = True
         self._gone(StoreClosedError, f"{self._path} was opened by the parent of this process")
         self._new_locks()  # a thread of the parent may have held them
 
-    def _gone(self, kind: type[StorageError], message: str) -> None:
-        gone = Gone(kind, message)
+    def _gone(self, kind: type[StorageError], message: str, *, remedy: str | None = None) -> None:
+        gone = Gone(kind, message, remedy=remedy)
         self._database, self._write_raw = cast("Rdict", gone), gone
 
 

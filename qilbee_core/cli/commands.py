@@ -21,9 +21,10 @@ import typer
 from msgspec.structs import asdict
 
 from qilbee_core.cli import quickstart as quickstart_run
+from qilbee_core.cli import recover as recover_run
 from qilbee_core.cli.display import Warnings, counted, episodes_table, figures, moment, say, say_aside, table
 from qilbee_core.config import Settings, StorageSettings
-from qilbee_core.errors import DataError, InvalidError, NotFoundError, QilbeeError
+from qilbee_core.errors import DataError, InvalidError, NotFoundError, QilbeeError, StoreLockedError
 from qilbee_core.limits import LIMIT_MAX
 from qilbee_core.memory.verify import Problem, VerifyReport
 from qilbee_core.plugins import Plugins, Registry, load_plugins
@@ -150,7 +151,7 @@ def show(
     config: ConfigFile = None,
 ) -> None:
     """Show agents, statistics and recent episodes."""
-    with _open_existing(directory, config) as store:
+    with _open_to_look(directory, config) as store:
         agent_ids = _chosen(store, agent)
         memories = [store.agent_memory(agent_id) for agent_id in agent_ids]
         statistics = [memory.get_statistics() for memory in memories]
@@ -195,7 +196,7 @@ def _chosen(store: Store, agent: str | None) -> Sequence[str]:
 @_telling_errors
 def stats(directory: Directory = None, config: ConfigFile = None) -> None:
     """Show figures of a store and its engine."""
-    with _open_existing(directory, config) as store:
+    with _open_to_look(directory, config) as store:
         found = list(figures(store.stats()))
     say(table("Store and engine", ("figure", "value"), found))
 
@@ -207,7 +208,7 @@ def verify(directory: Directory = None, config: ConfigFile = None) -> None:
 
     Each record is read and compared with every index and counter. Nothing is changed.
     """
-    with _open_existing(directory, config) as store:
+    with _open_to_look(directory, config) as store:
         report = store.verify()
     _tell(report)
     if not report.ok:
@@ -235,6 +236,21 @@ def repair(directory: Directory = None, config: ConfigFile = None) -> None:
             f"{counted(len(report.after.problems), 'problem')} left",
             remedy="restore those episodes from a copy, as docs/operations.md says",
         )
+
+
+@app.command()
+@_telling_errors
+def recover(
+    directory: Directory = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Open a store that lost writes, with what is left.
+
+    For a store that is refused because durable writes are missing, or because its log is damaged. Says what is wrong,
+    asks, and shows what was kept and what was lost. Copy the directory first.
+    """
+    recover_run.run(_existing(directory, config), confirmed=yes)
 
 
 def _tell(report: VerifyReport) -> None:
@@ -324,10 +340,28 @@ def _plugins(settings: Settings) -> Plugins:
     return load_plugins(disabled=settings.plugins.disabled)
 
 
-def _open_existing(directory: Path | None, config: Path | None) -> Store:
-    """The store that is there already: to look at one must not make it."""
+def _existing(directory: Path | None, config: Path | None) -> Settings:
+    """The settings of a store that is there already: to look at one must not make it."""
     settings = _settings(config, directory)
     path = Path(settings.storage.data_path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         raise NotFoundError(f"there is no store in {path}", remedy="check the path; qilbee quickstart makes one")
-    return open_store(settings)
+    return settings
+
+
+def _open_existing(directory: Path | None, config: Path | None) -> Store:
+    return open_store(_existing(directory, config))
+
+
+def _open_to_look(directory: Path | None, config: Path | None) -> Store:
+    """The same, or while another process has it, what it is at this moment."""
+    settings = _existing(directory, config)
+    try:
+        return open_store(settings)
+    except StoreLockedError as error:
+        try:
+            store = open_store(settings, read_only=True)
+        except InvalidError:  # that engine cannot
+            raise error from None
+        say_aside(f"{error.message}: this is what it is at this moment")
+        return store

@@ -13,7 +13,8 @@ from qilbee_core.errors import ConflictError, InvalidError, NotFoundError, shown
 from qilbee_core.ids import format_id, parse_id
 from qilbee_core.limits import BATCH_EPISODES_MAX
 from qilbee_core.memory.operations import BatchTooLargeError, Operations
-from qilbee_core.memory.statistics import ClearReceipt, MemoryStatistics
+from qilbee_core.memory.searching import SearchResult, SearchStatus
+from qilbee_core.memory.statistics import ClearReceipt, ForgetReceipt, MemoryStatistics
 
 __all__ = ["AgentMemory"]
 
@@ -65,12 +66,13 @@ class AgentMemory:
         with other content it is ConflictError. InvalidError names what is wrong with the episode.
         """
         try:
-            ids, ticket = self._operations.store((episode,), idempotency_key)
+            stored_id, ticket = self._operations.store_one(episode, idempotency_key)
         except ConflictError:
             self._durability.wait_for_earlier()
             raise
-        self._durability.wait(ticket)
-        return ids[0]
+        if ticket:
+            self._durability.wait(ticket)
+        return stored_id
 
     def store_episodes(self, episodes: Iterable[Episode]) -> list[str]:
         """Store up to 1000 episodes in one atomic batch, all or none; gives their ids in order."""
@@ -124,10 +126,35 @@ class AgentMemory:
         """The newest episodes by event time, newest first.
 
         ``before`` is the id of an episode, usually the last of the page before: only older ones are
-        given. A page stays the same whatever is stored later. A filter that few episodes match reads
-        through those that do not.
+        given. Going from page to page gives each episode once; one that is stored late, with an event time
+        that lies between pages already given, is not in them. A filter that few episodes match reads through
+        those that do not.
         """
         return self._operations.recent(limit, before, episode_type, memory_type)
+
+    def recall(
+        self,
+        limit: int = 10,
+        *,
+        min_relevance: float | None = None,
+        memory_type: MemoryType | None = None,
+        episode_type: str | None = None,
+    ) -> list[Episode]:
+        """The most relevant episodes now, most relevant first, at the same cost for any number of episodes.
+
+        What is pinned comes first, the newest before the older ones. ``min_relevance`` (0 to 1) leaves out what is less
+        relevant. To recall is not to access: it reinforces nothing. A filter by episode type that few match reads
+        through those that do not.
+
+        >>> from qilbee_core import open_store
+        >>> with open_store(backend="ephemeral") as store:
+        ...     memory = store.agent_memory("bot")
+        ...     for text, relevance in ("tea", 0.5), ("oak", 0.9), ("ink", 0.1):
+        ...         id = memory.store_episode(Episode.observation("bot", text, relevance=relevance))
+        ...     [episode.content["observation"] for episode in memory.recall(2)]
+        ['oak', 'tea']
+        """
+        return self._operations.recall(limit, min_relevance, memory_type, episode_type)
 
     def episodes(
         self, start: datetime | None = None, end: datetime | None = None, *, reverse: bool = False
@@ -137,6 +164,64 @@ class AgentMemory:
         They are those of the moment of the call, whatever is written meanwhile.
         """
         return self._operations.between(start, end, reverse=reverse)
+
+    def search_episodes(
+        self,
+        query: str,
+        limit: int = 10,
+        *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+    ) -> list[Episode]:
+        """The episodes that fit a query best by their words, best first.
+
+        Forms of a word count as one, and near words count too; so do what was said just before and after, the session,
+        who speaks, and the days that the query names. Only what is of the types given, with ``start <= event time <
+        end``, is found. Whatever was stored before the call can be found; what fits in nothing is left out.
+
+        >>> from qilbee_core import Episode, open_store
+        >>> with open_store(backend="ephemeral") as store:
+        ...     memory = store.agent_memory("bot")
+        ...     for text in "The order number is 48213.", "Tea is served at five.":
+        ...         id = memory.store_episode(Episode.observation("bot", text))
+        ...     [episode.content["observation"] for episode in memory.search_episodes("number of my order")]
+        ['The order number is 48213.']
+        """
+        return self._operations.search(
+            query, limit, episode_type=episode_type, memory_type=memory_type, start=start, end=end
+        )
+
+    def semantic_search(
+        self, query: str, limit: int = 10, min_score: float | None = None, *, explain: bool = False
+    ) -> list[SearchResult]:
+        """The episodes that are nearest to a query in meaning, best first: also those that share no word with it.
+
+        ``min_score`` leaves out what is less near; 1 or about it is the same, 0 is unrelated.
+        """
+        return self._operations.search_by_meaning(query, limit, min_score, explain=explain)
+
+    def hybrid_search(
+        self, query: str, limit: int = 10, semantic_weight: float | None = None, *, explain: bool = False
+    ) -> list[SearchResult]:
+        """The episodes that fit a query best by words and meaning together, best first.
+
+        ``semantic_weight`` is the share of meaning, from 0 (words alone) to 1 (meaning alone); left out, it is the one
+        that finds most. With ``explain`` each result says which part of its score comes from what.
+        """
+        return self._operations.search_by_both(query, limit, semantic_weight, explain=explain)
+
+    def find_similar_episodes(self, id: str, limit: int = 10, *, explain: bool = False) -> list[SearchResult]:
+        """The episodes that are nearest in meaning to a stored one, best first, without itself.
+
+        NotFoundError where there is no such episode.
+        """
+        return self._operations.find_similar(id, limit, explain=explain)
+
+    def get_semantic_search_status(self) -> SearchStatus:
+        """Whether search is on, what it was made with, and how many episodes wait to be indexed."""
+        return self._operations.search_status()
 
     def update_episode(
         self,
@@ -156,6 +241,47 @@ class AgentMemory:
     def history(self, id: str) -> list[Episode]:
         """The versions that updates replaced, oldest first; empty for an episode that was never updated."""
         return self._operations.history(id)
+
+    def boost(self, id: str, share: float = 0.5) -> Episode:
+        """Make an episode more relevant; gives it as it is now.
+
+        Its relevance r becomes ``r + share * (1 - r)``, and decays anew from there; with a share of 1 it is as fresh
+        as a new one. NotFoundError where there is no such episode.
+        """
+        return self._durable(self._operations.boost, id, share)
+
+    def pin(self, id: str) -> Episode:
+        """Keep an episode: fully relevant, first in :meth:`recall`, never forgotten, and not expiring; gives it.
+
+        NotFoundError where there is no such episode. It can be updated, deleted and cleared like any other.
+        """
+        return self._durable(self._operations.pin, id, pinned=True)
+
+    def unpin(self, id: str) -> Episode:
+        """Let a pinned episode go on as if it had never been pinned; gives it.
+
+        So it may be faded at once, or have expired. NotFoundError where there is no such episode.
+        """
+        return self._durable(self._operations.pin, id, pinned=False)
+
+    def forget(
+        self,
+        min_relevance: float = 0.1,
+        *,
+        max_episodes: int | None = None,
+        max_bytes: int | None = None,
+        dry_run: bool = False,
+    ) -> ForgetReceipt:
+        """Delete what is less relevant now than ``min_relevance``, and the least relevant while there is too much.
+
+        With ``max_episodes`` or ``max_bytes`` (of records, as get_statistics() counts them) more is forgotten until so
+        much is left; ``forget(0, max_episodes=1000)`` keeps the thousand most relevant. What is pinned stays, and
+        counts. With ``dry_run`` nothing is deleted: the receipt says what would be.
+
+        It costs what is forgotten, not what is kept, and goes in batches of 256 episodes, each atomic: interrupted, it
+        has forgotten the least relevant, and can be called again. What expires goes by itself and is not counted here.
+        """
+        return self._durable(self._operations.forget, min_relevance, max_episodes, max_bytes, dry_run=dry_run)
 
     def delete_episode(self, id: str, *, erase: bool = False) -> bool:
         """Delete an episode with all its versions; gives False where there is none.

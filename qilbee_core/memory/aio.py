@@ -21,7 +21,9 @@ from qilbee_core.errors import ConflictError, NotFoundError, StoreClosedError
 from qilbee_core.limits import BATCH_EPISODES_MAX
 from qilbee_core.memory.agent import AgentMemory, batches
 from qilbee_core.memory.operations import Operations
-from qilbee_core.memory.statistics import ClearReceipt, MemoryStatistics
+from qilbee_core.memory.searching import SearchResult, SearchStatus
+from qilbee_core.memory.statistics import ClearReceipt, ForgetReceipt, MemoryStatistics
+from qilbee_core.patience import patiently_async
 
 __all__ = ["AsyncAgentMemory", "run_in"]
 
@@ -81,9 +83,14 @@ class AsyncAgentMemory:
             return verb(*args, **kwargs)
         return await self._in_pool(verb, *args, **kwargs)
 
+    async def _write_quick(self, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._direct:
+            return await patiently_async(partial(verb, *args, **kwargs))
+        return await self._in_pool(verb, *args, **kwargs)
+
     async def _durable(self, verb: Callable[P, tuple[T, int]], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            value, ticket = await self._quick(verb, *args, **kwargs)
+            value, ticket = await self._write_quick(verb, *args, **kwargs)
         except (ConflictError, NotFoundError):
             await self._durability.wait_async(self._durability.last_ticket)
             raise
@@ -92,7 +99,7 @@ class AsyncAgentMemory:
 
     async def store_episode(self, episode: Episode, *, idempotency_key: str | None = None) -> str:
         """Store an episode and give its id."""
-        return (await self._durable(self._operations.store, (episode,), idempotency_key))[0]
+        return await self._durable(self._operations.store_one, episode, idempotency_key)
 
     async def store_episodes(self, episodes: Iterable[Episode]) -> list[str]:
         """Store up to 1000 episodes in one atomic batch, all or none; gives their ids in order."""
@@ -129,6 +136,17 @@ class AsyncAgentMemory:
             return await self._quick(recent, limit, before, None, None)
         return await self._in_pool(recent, limit, before, episode_type, memory_type)
 
+    async def recall(
+        self,
+        limit: int = 10,
+        *,
+        min_relevance: float | None = None,
+        memory_type: MemoryType | None = None,
+        episode_type: str | None = None,
+    ) -> list[Episode]:
+        """The most relevant episodes now, most relevant first."""
+        return await self._in_pool(self._operations.recall, limit, min_relevance, memory_type, episode_type)
+
     def episodes(
         self, start: datetime | None = None, end: datetime | None = None, *, reverse: bool = False
     ) -> AsyncIterator[Episode]:
@@ -149,6 +167,47 @@ class AsyncAgentMemory:
             for episode in page:
                 yield episode
 
+    async def search_episodes(
+        self,
+        query: str,
+        limit: int = 10,
+        *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+    ) -> list[Episode]:
+        """The episodes that fit a query best by their words, best first."""
+        return await self._in_pool(
+            self._memory.search_episodes,
+            query,
+            limit,
+            episode_type=episode_type,
+            memory_type=memory_type,
+            start=start,
+            end=end,
+        )
+
+    async def semantic_search(
+        self, query: str, limit: int = 10, min_score: float | None = None, *, explain: bool = False
+    ) -> list[SearchResult]:
+        """The episodes that are nearest to a query in meaning, best first."""
+        return await self._in_pool(self._memory.semantic_search, query, limit, min_score, explain=explain)
+
+    async def hybrid_search(
+        self, query: str, limit: int = 10, semantic_weight: float | None = None, *, explain: bool = False
+    ) -> list[SearchResult]:
+        """The episodes that fit a query best by words and meaning together, best first."""
+        return await self._in_pool(self._memory.hybrid_search, query, limit, semantic_weight, explain=explain)
+
+    async def find_similar_episodes(self, id: str, limit: int = 10, *, explain: bool = False) -> list[SearchResult]:
+        """The episodes that are nearest in meaning to a stored one, best first."""
+        return await self._in_pool(self._memory.find_similar_episodes, id, limit, explain=explain)
+
+    async def get_semantic_search_status(self) -> SearchStatus:
+        """Whether search is on, what it was made with, and how many episodes wait to be indexed."""
+        return await self._in_pool(self._memory.get_semantic_search_status)
+
     async def update_episode(
         self,
         id: str,
@@ -166,6 +225,31 @@ class AsyncAgentMemory:
         """The versions that updates replaced, oldest first."""
         return await self._in_pool(self._operations.history, id)
 
+    async def boost(self, id: str, share: float = 0.5) -> Episode:
+        """Make an episode more relevant; gives it as it is now."""
+        return await self._durable(self._operations.boost, id, share)
+
+    async def pin(self, id: str) -> Episode:
+        """Keep an episode: fully relevant, never forgotten, and not expiring; gives it."""
+        return await self._durable(self._operations.pin, id, pinned=True)
+
+    async def unpin(self, id: str) -> Episode:
+        """Let a pinned episode go on as if it had never been pinned; gives it."""
+        return await self._durable(self._operations.pin, id, pinned=False)
+
+    async def forget(
+        self,
+        min_relevance: float = 0.1,
+        *,
+        max_episodes: int | None = None,
+        max_bytes: int | None = None,
+        dry_run: bool = False,
+    ) -> ForgetReceipt:
+        """Delete what is less relevant now than ``min_relevance``, and the least relevant while there is too much."""
+        return await self._in_pool(
+            self._memory.forget, min_relevance, max_episodes=max_episodes, max_bytes=max_bytes, dry_run=dry_run
+        )
+
     async def delete_episode(self, id: str, *, erase: bool = False) -> bool:
         """Delete an episode with all its versions; gives False where there is none."""
         if erase is True:
@@ -178,4 +262,5 @@ class AsyncAgentMemory:
 
     async def get_statistics(self) -> MemoryStatistics:
         """Counts, sizes and average relevance."""
-        return await self._quick(self._operations.statistics)
+        # As a write, for it removes some of what has expired.
+        return await self._write_quick(self._operations.statistics)

@@ -13,7 +13,9 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
+from time import sleep
 from typing import NamedTuple, TypeVar, TypeVarTuple
 
 from qilbee_core.batch import Delete, DeleteRange, Expect, Operation, Put, WriteBatch
@@ -21,17 +23,26 @@ from qilbee_core.catalog import Catalog
 from qilbee_core.durability import Durability
 from qilbee_core.envelope import frame
 from qilbee_core.episode import MEMORY_TYPES
-from qilbee_core.errors import ConflictError, CorruptRecordError, DataError, ProviderNotFoundError, StorageError
+from qilbee_core.errors import (
+    ConflictError,
+    CorruptRecordError,
+    DataError,
+    ProviderNotFoundError,
+    StorageError,
+    WriteStallError,
+)
 from qilbee_core.interfaces import SingleProcess, StorageBackend
 from qilbee_core.keys import AgentKeys, Space, encode_agent_id
+from qilbee_core.memory.accesses import Accesses
 from qilbee_core.memory.head import Head
 from qilbee_core.memory.log import ChangeKind, change_payload, read_head
 from qilbee_core.memory.relevance import Order
 from qilbee_core.memory.statistics import ClearReceipt
 from qilbee_core.memory.tail import Tail, Tails
+from qilbee_core.patience import patiently
 from qilbee_core.records import Records
 
-__all__ = ["CHANGES_KEPT", "Agent", "Context", "Place", "Touched"]
+__all__ = ["CHANGES_KEPT", "Agent", "Context", "Place", "Position", "Touched"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -43,7 +54,6 @@ CHANGES_KEPT = 1024
 """Entries of an agent's change log that are kept for readers in RAM; trimmed when twice as many."""
 
 _STORES_AHEAD_MAX = 64
-_STORE_IDS_AHEAD_MAX = 16
 """How far the log may run ahead of the stored head: what an open after a crash has to read again."""
 
 _AGENTS_KEPT = 1024
@@ -52,16 +62,11 @@ _ATTEMPTS_MAX = 64
 _BACKOFF_S_MAX = 0.05
 
 
-_STORE = ChangeKind.STORE  # a name of the module is found four times faster than a member of an enum
-_NEVER = -_STORES_AHEAD_MAX
-
-
 class Place(NamedTuple):
     """Where new episodes of full strength stand in the order of relevance: the same place for a whole second."""
 
     decay_start_us: int
     order: int
-    vitality: int
     contribution: int
     key_start: bytes
 
@@ -69,17 +74,50 @@ class Place(NamedTuple):
 class Agent:
     """What is kept in RAM of one agent while anybody uses it: its keys, its head, its newest episodes."""
 
-    __slots__ = ("__weakref__", "head", "id", "keys", "lock", "place", "stored_sequence", "tail")
+    __slots__ = (
+        "__weakref__",
+        "expiry_us",
+        "head",
+        "head_due",
+        "id",
+        "indexed",
+        "keys",
+        "lock",
+        "place",
+        "tail",
+        "unindexed",
+    )
 
     def __init__(self, agent_id: str) -> None:
         self.id = agent_id
         self.keys = AgentKeys(agent_id)
         self.lock = threading.Lock()
         self.head: Head | None = None
-        self.stored_sequence = _NEVER
-        """The sequence of the head as it is stored."""
+        self.head_due = 0
+        """From this sequence on a store writes the head too, see append()."""
+        self.expiry_us = 0
+        """What the head says of the first to expire, as of the last write of this process."""
         self.tail = Tail()
-        self.place = Place(-1, -1, 0, 0, b"")
+        self.place = Place(-1, -1, 0, b"")
+        self.indexed = 0
+        """The change log was followed up to this sequence for search; 0: not known yet."""
+        self.unindexed = 0
+        """Episodes that the log names beyond that."""
+
+    def head_stored(self, head: Head) -> None:
+        """Take note that ``head`` is what is stored, or about to be."""
+        self.head_due = head.sequence + _STORES_AHEAD_MAX
+        if head.sequence < (trim_due := head.trimmed + 2 * CHANGES_KEPT):  # else the log waits to be followed
+            self.head_due = min(self.head_due, trim_due)
+
+
+class Position(NamedTuple):
+    """Where a change log ends, and what else of the head tells whether what is known in RAM still holds."""
+
+    generation: int
+    sequence: int
+    trimmed: int
+    expiry_us: int
 
 
 class Context:
@@ -100,6 +138,16 @@ class Context:
         self.durability = durability
         self.tails = Tails(recent_cache_bytes)
         self.single_process = isinstance(backend, SingleProcess)
+        self.clock_ns: Callable[[], int] = time.time_ns
+        """The time now, in nanoseconds since the Unix epoch: the one clock of a store's memories."""
+        self.accesses: Accesses | None = None
+        """What was read and has faded, where that is reinforced."""
+        self.follows_log = False
+        """Whether search follows the change logs, which are then kept until it has."""
+        self.index_soon: Callable[[Agent], object] = lambda _: None
+        """Called with an agent whose ``unindexed`` rises above 0, under its lock."""
+        self.reloads = 0
+        """How often the engine was opened anew; what it had shown before may have been lost then."""
         self.orders = _orders_in_force(catalog)
         """The order of each memory type, by its position in MEMORY_TYPES."""
         # One object for each agent, for as long as anybody holds it; the ones used last are held here.
@@ -132,11 +180,77 @@ class Context:
         """A copy of the agent's head now; None where it has stored nothing."""
         with agent.lock:
             if agent.head is not None:
-                return agent.head.copy() if agent.head.sequence else None
+                return agent.head.copy() if any(agent.head.newest_id) else None  # a repaired one begins at 0 again
             value = self.backend.get(agent.keys.head)
             return None if value is None else self._moved_on(agent, value)
 
+    def position(self, agent: Agent) -> Position | None:
+        """Where the change log of an agent ends now; None where it has stored nothing."""
+        with agent.lock:
+            return self._position(agent)
+
+    def _position(self, agent: Agent) -> Position | None:
+        head = agent.head or self._load(agent)[0]
+        if not any(head.newest_id):
+            return None
+        return Position(head.generation, head.sequence, head.trimmed, head.expiry_us)
+
+    def write_rows(self, agent: Agent, batch: WriteBatch, covered: int, episodes: int) -> None:
+        """Write search terms that go with the log up to ``covered``, with ``episodes`` of those that it names."""
+        with agent.lock:
+            if self.durability.failure is not None:
+                self.durability.refuse()  # under the lock, as in _commit()
+            try:
+                self.backend.write(batch)
+            except (ConflictError, WriteStallError):
+                raise
+            except BaseException as error:
+                self.durability.write_failed(error)
+                raise
+            agent.indexed = covered
+            # No ticket: what a power cut takes of this is made again.
+            agent.unindexed = max(0, agent.unindexed - episodes)
+
+    def all_indexed(self, agent: Agent, position: Position | None) -> bool:
+        """Take note that nothing is left to index, if the log ends where it did."""
+        with agent.lock:
+            if self._position(agent) != position:
+                return False
+            agent.unindexed = 0
+            return True
+
+    def now_us(self) -> int:
+        """The time now, in microseconds since the Unix epoch."""
+        return self.clock_ns() // 1000
+
+    def may_have_states(self, agent: Agent) -> bool:
+        """Whether any episode of the agent may have a state: where not, nobody looks for one. Waits for nobody."""
+        head = agent.head
+        if head is None:
+            if not self.single_process or not agent.lock.acquire(blocking=False):
+                return True
+            try:
+                head = agent.head or self._load(agent)[0]
+            except (DataError, ProviderNotFoundError):
+                return True  # what can be read is read, whatever the head is like
+            finally:
+                agent.lock.release()
+        return head.states > 0
+
     def commit(
+        self,
+        agent: Agent,
+        kind: ChangeKind,
+        plan: Callable[[Head, list[Operation], *Ts], tuple[T, Touched]],
+        *args: *Ts,
+    ) -> tuple[T, int]:
+        """Plan against the head, write and publish, once the engine takes writes; nobody waits for a lock meanwhile."""
+        try:
+            return self._commit(agent, kind, plan, *args)
+        except WriteStallError:
+            return patiently(partial(self._commit, agent, kind, plan, *args))
+
+    def _commit(
         self,
         agent: Agent,
         kind: ChangeKind,
@@ -149,37 +263,30 @@ class Context:
         to write. The entry of the change log and the head are added here. It may be called again on a
         shared engine.
         """
-        if self.durability.failure is not None:
-            self.durability.refuse()
         keys = agent.keys
         with agent.lock:
+            if self.durability.failure is not None:
+                self.durability.refuse()  # under the lock: reload() waits for those who have passed this
             for attempt in range(_ATTEMPTS_MAX):
                 expects: Sequence[Expect] = ()
                 if (head := agent.head) is None:
                     head, expects = self._load(agent)
                 try:
-                    now = time.time_ns() // 1000
+                    now = self.clock_ns() // 1000
                     head.transaction_us = now if now > head.transaction_us else head.transaction_us + 1
                     operations: list[Operation] = []
                     value, touched = plan(head, operations, *args)
+                    agent.expiry_us = head.expiry_us
                     if not touched:
                         return value, self.durability.last_ticket
                     head.sequence = sequence = head.sequence + 1
-                    if trimming := sequence - head.trimmed >= 2 * CHANGES_KEPT:
-                        operations.append(trim(keys, head, sequence - CHANGES_KEPT))
+                    if sequence - head.trimmed >= 2 * CHANGES_KEPT:
+                        self._trim(agent, head, operations, sequence - CHANGES_KEPT)
                     entry_key = keys.changes + sequence.to_bytes(8, "big")
                     entry = change_payload(kind, head.transaction_us, touched)
                     operations.append(Put(entry_key, frame(entry_key, entry)))
-                    # A store moves the head in a way that the log tells, see read_head(): now and then is enough.
-                    if (
-                        kind is not _STORE
-                        or trimming
-                        or not self.single_process
-                        or not 0 < sequence - agent.stored_sequence < _STORES_AHEAD_MAX
-                        or len(touched) > _STORE_IDS_AHEAD_MAX
-                    ):
-                        operations.append(Put(keys.head, head.encode(keys.head)))
-                        agent.stored_sequence = sequence
+                    operations.append(Put(keys.head, head.encode(keys.head)))
+                    agent.head_stored(head)
                 except BaseException:
                     self.forget(agent)  # the head in RAM was changed
                     raise
@@ -187,13 +294,17 @@ class Context:
                     self.backend.write(WriteBatch(operations, expects))
                     if agent.tail.warm:
                         self._show(agent.tail, touched)
+                    if not agent.unindexed:
+                        self.index_soon(agent)
+                    agent.unindexed += len(touched)
                     # Under the lock: who finds this write there must find its ticket taken.
                     return value, self.durability.wrote()
                 except ConflictError:
                     # Another process was quicker: plan again.
-                    time.sleep(random.uniform(0, min(_BACKOFF_S_MAX, 0.0005 * 2**attempt)))  # noqa: S311
-                except BaseException:
+                    sleep(random.uniform(0, min(_BACKOFF_S_MAX, 0.0005 * 2**attempt)))  # noqa: S311
+                except BaseException as error:
                     self.forget(agent)  # whether anything was written may not be known
+                    self.durability.write_failed(error)
                     raise
             raise self._too_many_writers(agent)
 
@@ -216,11 +327,10 @@ class Context:
         if head is None or value is None:
             # Nobody else can store: the tail of an agent without episodes is known to be empty.
             agent.head = Head()
-            agent.stored_sequence = _NEVER
             self.tails.fill(agent.tail, [], whole=True)
         else:
             agent.head = head
-            agent.stored_sequence = Head.decode(agent.keys.head, value).sequence
+            agent.head_stored(Head.decode(agent.keys.head, value))
         return agent.head, ()
 
     def _moved_on(self, agent: Agent, value: bytes) -> Head:
@@ -228,9 +338,9 @@ class Context:
 
     def clear(self, agent: Agent, ranges: Sequence[DeleteRange]) -> tuple[ClearReceipt, int]:
         """Remove the head and ``ranges`` in one batch. The next head has another generation."""
-        if self.durability.failure is not None:
-            self.durability.refuse()
         with agent.lock:
+            if self.durability.failure is not None:
+                self.durability.refuse()
             for _ in range(_ATTEMPTS_MAX):
                 value = self.backend.get(agent.keys.head)
                 receipt = self._receipt(agent, value)
@@ -239,10 +349,13 @@ class Context:
                 self.forget(agent)
                 batch = WriteBatch([*ranges, Delete(agent.keys.head)], [Expect(agent.keys.head, value)])
                 try:
-                    self.backend.write(batch)
+                    patiently(partial(self.backend.write, batch))
                     break
                 except ConflictError:
                     continue
+                except BaseException as error:
+                    self.durability.write_failed(error)
+                    raise
             else:
                 raise self._too_many_writers(agent)
             return receipt, self.durability.wrote()
@@ -266,29 +379,63 @@ class Context:
     def forget(self, agent: Agent) -> None:
         """Let go of what RAM holds of an agent, so that it is read again."""
         agent.head = None
+        agent.indexed = 0
         self.tails.clear(agent.tail)
 
+    def _trim(self, agent: Agent, head: Head, operations: list[Operation], sequence: int) -> None:
+        """Drop the entries of the change log up to ``sequence`` that nobody has to follow any more."""
+        if self.follows_log:
+            sequence = min(sequence, agent.indexed)
+        if sequence > head.trimmed:
+            operations.append(trim(agent.keys, head, sequence))
+
     def settle(self) -> None:
-        """Store the heads of a single opener, and drop the change logs, which nobody else follows."""
-        if not self.single_process or self.durability.failure is not None:
+        """Store the heads of a single opener, and drop the change logs, which nobody else follows.
+
+        What search has still to follow stays.
+        """
+        if not self.single_process:
             return
         for agent in self.agents_in_use():
             with agent.lock:
                 head = agent.head
-                if head is not None and head.sequence > head.trimmed:
-                    operation = trim(agent.keys, head, head.sequence)
+                if self.durability.failure is None and head is not None and head.sequence > head.trimmed:
+                    operations: list[Operation] = []
+                    self._trim(agent, head, operations, head.sequence)
+                    batch = WriteBatch([*operations, Put(agent.keys.head, head.encode(agent.keys.head))])
                     try:
-                        self.backend.write(WriteBatch([operation, Put(agent.keys.head, head.encode(agent.keys.head))]))
+                        patiently(partial(self.backend.write, batch))
                     except BaseException:
                         self.forget(agent)  # the head in RAM was changed
                         raise
-                    agent.stored_sequence = head.sequence
+                    agent.head_stored(head)
                     self.durability.wrote()
+
+    def reload(self, reopen: Callable[[], None]) -> None:
+        """Call ``reopen`` while nobody writes or reads a head, and forget all that was read. No write may begin."""
+        with ExitStack() as locked:
+            agents = self.agents_in_use()
+            for agent in agents:
+                locked.enter_context(agent.lock)
+            reopen()
+            self.reloads += 1
+            for agent in agents:
+                self.forget(agent)
+        for agent in self.agents_in_use():  # whoever was first asked for meanwhile
+            with agent.lock:
+                self.forget(agent)
+        # An entry that was written just before and not synced; the records of this process name it.
+        lost = [Put(key, value) for key, value in self.catalog.entries().items() if self.backend.get(key) is None]
+        if lost:
+            self.backend.write(WriteBatch(lost))
+            self.backend.sync()
 
     def restart_locks(self) -> None:
         """In a forked child: locks that the parent's other threads held would never be released."""
         self._agents_lock = threading.Lock()
         self.tails = Tails(0)
+        if self.accesses is not None:
+            self.accesses = Accesses()
         self.durability.abandon()
         for agent in self._agents.values():
             agent.lock = threading.Lock()

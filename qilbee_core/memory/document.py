@@ -13,6 +13,7 @@ field   what                where it is left out (only at the end)
 7       idempotency key     "": none; else the hex of its 16-byte digest
 8       origin              "": this is what was first stored; else the digest of that
 9       previous version    0: there is none in HISTORY; else its transaction time
+10      expires at          0: never; else it is absent from then on, unless it is pinned
 ======  ==================  =======================================================
 """
 
@@ -28,9 +29,18 @@ from qilbee_core.episode import MEMORY_TYPES, Episode, JSONObject
 from qilbee_core.errors import CorruptRecordError
 from qilbee_core.interfaces import Document
 
-__all__ = ["MEMORY_TYPE_NUMBERS", "EpisodeDocument", "decay_start_us", "digest_of", "digest_of_key", "fields_of"]
+__all__ = [
+    "MEMORY_TYPE_NUMBERS",
+    "EpisodeDocument",
+    "decay_start_us",
+    "digest_of",
+    "digest_of_key",
+    "fields_of",
+    "usual_fields",
+]
 
 _canonical = msgspec.msgpack.Encoder(order="deterministic").encode
+_USUAL_TYPE = MEMORY_TYPES[0]
 MEMORY_TYPE_NUMBERS = {name: number for number, name in enumerate(MEMORY_TYPES)}
 
 
@@ -52,6 +62,7 @@ class EpisodeDocument(Struct):
     idempotency_digest: str = ""
     origin: str = ""
     previous_us: int = 0
+    expires_us: int = 0
 
     @classmethod
     def from_fields(cls, fields: Document) -> EpisodeDocument:
@@ -83,7 +94,7 @@ class EpisodeDocument(Struct):
         """When its decay began: it was reinforced then, or recorded in that second."""
         return self.reinforced_us or decay_start_us(self.transaction_us)
 
-    def episode(self, agent_id: str, id_bytes: bytes, relevance: float) -> Episode:
+    def episode(self, agent_id: str, id_bytes: bytes, relevance: float, *, pinned: bool = False) -> Episode:
         """The episode as it is given back, with its relevance now."""
         episode = Episode.__new__(Episode)
         episode.agent_id = agent_id
@@ -96,32 +107,37 @@ class EpisodeDocument(Struct):
         episode._id_text = None
         episode._id_fixed = True
         episode._transaction_us = self.transaction_us
+        episode._expires_us = self.expires_us
+        episode._pinned = pinned
         return episode
 
 
 _NUMBERS = range(len(MEMORY_TYPES))
 _FIELDS = len(EpisodeDocument.__struct_fields__)
 _REQUIRED = _FIELDS - len(EpisodeDocument.__struct_defaults__)
-_DEFAULTS: tuple[object, ...] = (None,) * _REQUIRED + ({}, 0, 1.0, 0, "", "", 0)
+_DEFAULTS: tuple[object, ...] = (None,) * _REQUIRED + ({}, 0, 1.0, 0, "", "", 0, 0)
+
+
+def usual_fields(episode: Episode, transaction_us: int) -> Document | None:
+    """What is stored for a new episode with defaults in all but its first four fields, as most are; else None."""
+    if episode.relevance != 1.0 or episode.memory_type != _USUAL_TYPE or episode._expires_us:
+        return None
+    if episode.metadata:
+        return [episode.episode_type, episode.content, transaction_us, episode.metadata]
+    return [episode.episode_type, episode.content, transaction_us]
 
 
 def fields_of(episode: Episode, transaction_us: int, idempotency_digest: str) -> Document:
     """What is stored for a new episode that is recorded at ``transaction_us``."""
-    memory_type = MEMORY_TYPE_NUMBERS[episode.memory_type]
-    if memory_type == 0 and episode.relevance == 1.0 and not idempotency_digest:
-        # The usual case of EpisodeDocument(...).fields(), which is on the path of every store.
-        if episode.metadata:
-            return [episode.episode_type, episode.content, transaction_us, episode.metadata]
-        return [episode.episode_type, episode.content, transaction_us]
     return EpisodeDocument(
         episode.episode_type,
         episode.content,
         transaction_us,
         episode.metadata,
-        memory_type,
+        MEMORY_TYPE_NUMBERS[episode.memory_type],
         episode.relevance,
-        0,
-        idempotency_digest,
+        idempotency_digest=idempotency_digest,
+        expires_us=episode._expires_us,
     ).fields()
 
 

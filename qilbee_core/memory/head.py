@@ -10,7 +10,10 @@ from msgspec import Struct
 from qilbee_core.envelope import frame, unframe
 from qilbee_core.errors import CorruptRecordError
 
-__all__ = ["Head", "Tally"]
+__all__ = ["NEVER_US", "Head", "Tally"]
+
+NEVER_US = (1 << 63) - 1
+"""Later than any time there is."""
 
 
 class Tally:
@@ -34,15 +37,19 @@ class Head:
     ``record_bytes``    keys and values of all episode records
     ``types``           episodes of each type
     ``tallies``         count and sum of contributions of each decay order
+    ``states``          episodes that have a state beside their record
+    ``expiry_us``       no episode expires before this
 
     It is changed in place while a write is planned: where the write fails, it is read again.
     """
 
     __slots__ = (
+        "expiry_us",
         "generation",
         "newest_id",
         "record_bytes",
         "sequence",
+        "states",
         "tallies",
         "transaction_us",
         "trimmed",
@@ -58,6 +65,8 @@ class Head:
         self.record_bytes = 0
         self.types: dict[str, int] = {}
         self.tallies: dict[int, Tally] = {}
+        self.states = 0
+        self.expiry_us = NEVER_US
 
     @property
     def episodes(self) -> int:
@@ -67,10 +76,10 @@ class Head:
     def add(self, episode_type: str, record_bytes: int, order: int, contribution: int) -> None:
         """Count one more episode."""
         self.record_bytes += record_bytes
-        self.types[episode_type] = self.types.get(episode_type, 0) + 1
-        tally = self.tallies.get(order)
-        if tally is None:
-            self.tallies[order] = Tally(1, contribution)
+        types, tallies = self.types, self.tallies
+        types[episode_type] = types.get(episode_type, 0) + 1
+        if (tally := tallies.get(order)) is None:
+            tallies[order] = Tally(1, contribution)
         else:
             tally.count += 1
             tally.total += contribution
@@ -108,6 +117,8 @@ class Head:
                 (order, tally.count, tally.total.to_bytes(tally.total.bit_length() + 7 >> 3, "big"))
                 for order, tally in self.tallies.items()
             ],
+            self.states,
+            self.expiry_us,
         )
         return frame(key, _encode(fields))
 
@@ -127,11 +138,14 @@ class Head:
         head.record_bytes = fields.record_bytes
         head.types = fields.types
         head.tallies = {order: Tally(count, int.from_bytes(total, "big")) for order, count, total in fields.tallies}
+        head.states = fields.states
+        head.expiry_us = fields.expiry_us
         return head
 
-    def counts(self) -> tuple[dict[str, int], int, dict[int, tuple[int, int]]]:
+    def counts(self) -> tuple[dict[str, int], int, dict[int, tuple[int, int]], int]:
         """What a recount of the episodes must give again."""
-        return self.types, self.record_bytes, {o: (tally.count, tally.total) for o, tally in self.tallies.items()}
+        tallies = {order: (tally.count, tally.total) for order, tally in self.tallies.items()}
+        return self.types, self.record_bytes, tallies, self.states
 
 
 class _Fields(Struct, array_like=True):
@@ -145,6 +159,8 @@ class _Fields(Struct, array_like=True):
     record_bytes: int
     types: dict[str, int]
     tallies: list[tuple[int, int, bytes]]
+    states: int = 0
+    expiry_us: int = NEVER_US
 
 
 _encode = msgspec.msgpack.Encoder().encode

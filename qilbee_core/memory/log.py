@@ -23,7 +23,8 @@ from qilbee_core.interfaces import Reader
 from qilbee_core.keys import AgentKeys, Space
 from qilbee_core.memory.document import EpisodeDocument
 from qilbee_core.memory.head import Head
-from qilbee_core.memory.relevance import Order, contribution, vitality
+from qilbee_core.memory.relevance import Order, contribution
+from qilbee_core.memory.state import State, standing
 from qilbee_core.records import Records
 
 __all__ = ["Change", "ChangeKind", "change_payload", "count_episode", "parse_change", "read_head"]
@@ -35,6 +36,7 @@ class ChangeKind(IntEnum):
     STORE = 1
     UPDATE = 2
     DELETE = 3
+    STATE = 4
 
 
 class Change(NamedTuple):
@@ -67,19 +69,24 @@ def parse_change(key: bytes, value: bytes) -> Change:
 
 
 def count_episode(
-    head: Head, key: bytes, value: bytes, document: EpisodeDocument, orders: Sequence[Order]
+    head: Head, key: bytes, value: bytes, document: EpisodeDocument, state: State | None, orders: Sequence[Order]
 ) -> tuple[Order, int]:
     """Count a stored record in ``head``; gives its place in the order of relevance."""
-    order = orders[document.memory_type]
-    place = vitality(order, document.strength, document.decay_start_us())
+    order, place = standing(orders, document, state)
     head.add(document.episode_type, len(key) + len(value), order.number, contribution(order, place))
     head.newest_id = max(head.newest_id, key[-16:])
     head.transaction_us = max(head.transaction_us, document.transaction_us)
+    head.states += state is not None
+    if document.expires_us and not (state and state.pinned):
+        head.expiry_us = min(head.expiry_us, document.expires_us)
     return order, place
 
 
 def read_head(reader: Reader, keys: AgentKeys, value: bytes, records: Records, orders: Sequence[Order]) -> Head:
-    """The head stored as ``value``, moved on by the stores that the log holds beyond it."""
+    """The head stored as ``value``, moved on by the stores that the log holds beyond it.
+
+    What gives an episode a state writes the head, so none of those beyond it has one.
+    """
     head = Head.decode(keys.head, value)
     _, stop = keys.range(Space.CHANGE)
     for entry_key, entry in reader.scan(keys.change(head.sequence + 1), stop):
@@ -89,7 +96,7 @@ def read_head(reader: Reader, keys: AgentKeys, value: bytes, records: Records, o
             record = reader.get(key)
             if record is None or change.kind is not ChangeKind.STORE:
                 raise CorruptRecordError(f"entry {entry_key.hex()} of the change log lies beyond the head")
-            count_episode(head, key, record, EpisodeDocument.from_fields(records.open(key, record)), orders)
+            count_episode(head, key, record, EpisodeDocument.from_fields(records.open(key, record)), None, orders)
         head.sequence += 1
         head.transaction_us = max(head.transaction_us, change.transaction_us)
     return head

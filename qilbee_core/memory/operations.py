@@ -1,428 +1,235 @@
 """Every operation on one agent's memory, in one place for the sync and the asyncio face alike.
 
-Reads take what the backend holds and give episodes. Writes plan a :class:`~qilbee_core.memory.commit.Change`
-and commit it. A write gives its value and a ticket: the answer holds at the store's durability level once
-:mod:`qilbee_core.durability` has waited for that ticket.
+What only reads is in :mod:`qilbee_core.memory.reads`, what stores, changes and removes in
+:mod:`qilbee_core.memory.writes`, what searches in :mod:`qilbee_core.memory.searching`. Here is what becomes of
+memories with time: they are reinforced, pinned and forgotten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from math import inf
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from qilbee_core.batch import Delete, DeleteRange, Operation, Put
-from qilbee_core.envelope import frame, unframe
-from qilbee_core.episode import Episode, JSONObject, MemoryType
-from qilbee_core.errors import ConflictError, InvalidError, NotFoundError, shown
-from qilbee_core.ids import (
-    datetime_of_us,
-    event_us_of,
-    format_id,
-    lowest_id,
-    now_us,
-    parse_id,
-    us_of_datetime,
-)
-from qilbee_core.interfaces import SupportsErase
-from qilbee_core.keys import Space, encode_agent_id
-from qilbee_core.limits import (
-    BATCH_BYTES_MAX,
-    BATCH_EPISODES_MAX,
-    CONTENT_BYTES_MAX,
-    EPISODE_TYPE_BYTES_MAX,
-    EPISODE_TYPES_MAX,
-    IDEMPOTENCY_KEY_BYTES_MAX,
-    LIMIT_MAX,
-    METADATA_BYTES_MAX,
-    check_episode,
-    check_flag,
-    check_limit,
-    check_memory_type,
-    check_moment,
-    check_object,
-    check_sizes,
-    check_text,
-    surrogate_error,
-)
-from qilbee_core.memory.commit import Agent, Context, Place, Touched
-from qilbee_core.memory.document import (
-    MEMORY_TYPE_NUMBERS,
-    EpisodeDocument,
-    decay_start_us,
-    digest_of,
-    digest_of_key,
-    fields_of,
-)
+from qilbee_core.episode import MEMORY_TYPES, Episode
+from qilbee_core.errors import DataError, InvalidError, ProviderNotFoundError, QilbeeError, shown
+from qilbee_core.ids import datetime_of_us, event_us_of, format_id, parse_id
+from qilbee_core.keys import Space
+from qilbee_core.limits import check_flag, check_most, check_share
+from qilbee_core.memory.commit import Touched
 from qilbee_core.memory.head import Head
 from qilbee_core.memory.log import ChangeKind
-from qilbee_core.memory.relevance import STRENGTH_MIN, Order, average, contribution, relevance, vitality
-from qilbee_core.memory.statistics import ClearReceipt, MemoryStatistics
+from qilbee_core.memory.reads import Found, Ranked
+from qilbee_core.memory.relevance import PINNED_ORDERS, average, contribution, reinforced, relevance, vitality
+from qilbee_core.memory.searching import Searches
+from qilbee_core.memory.state import State, first_state, standing
+from qilbee_core.memory.statistics import ForgetReceipt, MemoryStatistics
+from qilbee_core.memory.writes import REMOVED_AT_ONCE_MAX, BatchTooLargeError
 
-__all__ = ["BatchTooLargeError", "Operations"]
+__all__ = ["BatchTooLargeError", "Bounds", "Operations", "Page"]
 
-# Of one agent, all that goes with clear(); the head is one key and goes by itself.
-_AGENT_SPACES = (
-    Space.EPISODE,
-    Space.STATE,
-    Space.HISTORY,
-    Space.VITALITY,
-    Space.CHANGE,
-    Space.KEY,
-    Space.TERMS,
-    Space.VECTOR,
-    Space.PLAN,
-)
-_TEXT_SPACES = (Space.EPISODE, Space.HISTORY, Space.TERMS, Space.VECTOR, Space.PLAN)
+_IDS_TOLD_MAX = 1000
 
 
-_SURELY_FITTING_BYTES = METADATA_BYTES_MAX // 4
-"""A body up to this fits, whatever wrote it: no serializer takes less than a quarter of what MessagePack takes."""
+class Bounds(NamedTuple):
+    """What is to be forgotten: whatever is less relevant, and the least relevant while there is more than this."""
+
+    min_relevance: float
+    max_episodes: float
+    max_bytes: float
+
+    @classmethod
+    def of(cls, min_relevance: float, max_episodes: int | None, max_bytes: int | None) -> Bounds:
+        """With None for any number."""
+        return cls(
+            min_relevance, inf if max_episodes is None else max_episodes, inf if max_bytes is None else max_bytes
+        )
+
+    def keep(self, ranked: Ranked, head: Head) -> bool:
+        """Whether this one stays, and with it all that are more relevant."""
+        return (
+            ranked.relevance >= self.min_relevance
+            and head.episodes <= self.max_episodes
+            and head.record_bytes <= self.max_bytes
+        )
 
 
-class BatchTooLargeError(InvalidError):
-    """More bytes than one batch may hold; half as many episodes may fit."""
+class Page(NamedTuple):
+    """What is forgotten in one batch. ``done``: there is no more to forget."""
+
+    found: list[Found]
+    rows: Mapping[str, int]
+    done: bool
 
 
-class Operations:
+class Operations(Searches):
     """The operations on the memory of one agent."""
 
-    def __init__(
-        self,
-        context: Context,
-        agent_id: str,
-        *,
-        episodes_stored: Callable[[str, Sequence[Episode]], None] | None = None,
-    ) -> None:
-        self._context = context
-        self._agent: Agent = context.agent(agent_id)
-        self._keys = self._agent.keys
-        self._backend = context.backend
-        self._records = context.records
-        self._observe = episodes_stored
-        self.agent_id = self._agent.id
+    # --- reinforcement
 
-    # --- writes
+    def boost(self, id: str, share: float) -> tuple[Episode, int]:
+        """Move the strength of an episode by ``share`` of what is missing to 1; its decay begins anew."""
+        check_share(share, "share")
+        if not share:
+            raise InvalidError(f"share is {shown(share)}", remedy="give a number above 0, and up to 1")
 
-    def store(self, episodes: Sequence[Episode], idempotency_key: str | None = None) -> tuple[list[str], int]:
-        """Store all of ``episodes`` or none; what is stored already, with the same content, stays as it is.
+        def boosted(found: Found, state: State) -> State:
+            return self._reinforced(found, state, share, self._context.now_us())
 
-        An idempotency key is for one episode.
-        """
-        if len(episodes) > BATCH_EPISODES_MAX:
-            raise InvalidError(
-                f"a batch of {len(episodes)} episodes, the most is {BATCH_EPISODES_MAX}",
-                remedy="use import_episodes(), which stores any number in bounded batches",
-            )
-        agent_id = self.agent_id
-        for episode in episodes:
-            check_episode(episode)
-            if episode.agent_id != agent_id and encode_agent_id(episode.agent_id).decode() != agent_id:
-                raise InvalidError(
-                    f"the episode belongs to agent {episode.agent_id!r}, this memory to {agent_id!r}",
-                    remedy=f"store it in agent_memory({episode.agent_id!r})",
-                )
-        digest = b""
-        if idempotency_key is not None:
-            check_text(idempotency_key, "idempotency_key", IDEMPOTENCY_KEY_BYTES_MAX)
-            digest = digest_of_key(idempotency_key)
-            known, ticket = self._context.commit(self._agent, ChangeKind.UPDATE, self._plan_mark, episodes[0], digest)
-            if known is not None:
-                return [known], ticket
-        stored: list[Episode] = []
-        answer = self._context.commit(self._agent, ChangeKind.STORE, self._plan_store, episodes, digest, stored)
-        if digest and not stored:
-            # Somebody stored it meanwhile, perhaps without the key: now it gets the key.
-            known, ticket = self._context.commit(self._agent, ChangeKind.UPDATE, self._plan_mark, episodes[0], digest)
-            return ([known], ticket) if known is not None else answer
-        if self._observe is not None and stored:
-            self._observe(agent_id, stored)
-        return answer
+        return self._move(id, boosted)
 
-    def _plan_store(
-        self,
-        head: Head,
-        operations: list[Operation],
-        episodes: Sequence[Episode],
-        digest: bytes,
-        stored: list[Episode],
-    ) -> tuple[list[str], Touched]:
-        # What a store costs is spent here: this is one straight line for a new episode.
-        keys, orders = self._keys, self._context.orders
-        encode, seal = self._records.encode, self._records.seal_encoded
-        transaction_us = head.transaction_us
-        start_us = decay_start_us(transaction_us)
+    def pin(self, id: str, *, pinned: bool) -> tuple[Episode, int]:
+        """Take an episode out of decay, forgetting and expiry, or put it back."""
+        return self._move(id, lambda _, state: replace(state, pinned=pinned))
+
+    def reinforce(self, accesses: Mapping[bytes, int], share: float) -> tuple[int, int]:
+        """Reinforce what was accessed at these times, in microseconds; gives how many episodes."""
+        return self._context.commit(self._agent, ChangeKind.STATE, self._plan_reinforcement, accesses, share)
+
+    def _plan_reinforcement(
+        self, head: Head, operations: list[Operation], accesses: Mapping[bytes, int], share: float
+    ) -> tuple[int, Touched]:
         touched: Touched = {}
-        batch_bytes = 0
-        stored.clear()
-        if digest and (known := self._stored_under(digest, episodes[0])) is not None:
-            return [format_id(known)], touched  # somebody was quicker
-        for episode in episodes:
-            # No id above newest_id was ever stored: new episodes are not looked for.
-            if episode._id <= head.newest_id and self._is_stored(touched, episode):
+        for id_bytes, access_us in accesses.items():
+            found = self._find(id_bytes)
+            if found is None or found.has_expired(self._context.now_us()):
                 continue
-            id_bytes = episode._id
-            head.newest_id = max(head.newest_id, id_bytes)
-            key = keys.episodes + id_bytes
-            try:
-                body = encode(fields_of(episode, transaction_us, digest.hex()))
-                if len(body) > _SURELY_FITTING_BYTES:
-                    check_sizes(episode.content, episode.metadata)
-            except UnicodeEncodeError:
-                raise surrogate_error({"content": episode.content, "metadata": episode.metadata}, "episode") from None
-            value = seal(key, body)
-            episode_type = episode.episode_type
-            if episode_type not in head.types:
-                self._check_new_type(head)
-            order = orders[MEMORY_TYPE_NUMBERS[episode.memory_type]]
-            place = self._agent.place
-            if place.decay_start_us != start_us or place.order != order.number or episode.relevance != 1.0:
-                place = self._place(order, episode.relevance, start_us)
-            head.add(episode_type, len(key) + len(value), order.number, place.contribution)
-            operations += (Put(key, value), Put(place.key_start + id_bytes, b""))
-            episode._id_fixed = True
-            if digest:
-                mark = keys.idempotency_key(digest)
-                operations.append(Put(mark, frame(mark, id_bytes)))
-            touched[id_bytes] = value
-            batch_bytes += len(value)
-            stored.append(episode)
-        if batch_bytes > BATCH_BYTES_MAX and len(episodes) > 1:
-            raise BatchTooLargeError(
-                f"the batch takes {batch_bytes} bytes, the most is {BATCH_BYTES_MAX}",
-                remedy="use import_episodes(), which stores any number in bounded batches",
-            )
-        return [episode.id for episode in episodes], touched
+            state = found.state or first_state(found.document)
+            if state.pinned or state.reinforced_us >= access_us or not self._decays(found):
+                continue
+            self._set_state(head, operations, found, self._reinforced(found, state, share, access_us))
+            touched[id_bytes] = found.value
+        return len(touched), touched
 
-    def _plan_mark(
-        self, head: Head, operations: list[Operation], episode: Episode, digest: bytes
-    ) -> tuple[str | None, Touched]:
-        """The id that an idempotency key stands for, where it does; an episode that is stored already gets the key."""
-        known = self._stored_under(digest, episode)
-        if known is not None:
-            return format_id(known), {}
-        key = self._keys.episode(episode._id)
-        value = self._backend.get(key)
-        if value is None or not self._is_same(key, value, episode):
-            return None, {}
-        document = self._open(key, value)
-        if document.idempotency_digest:
-            raise ConflictError(
-                f"episode {episode.id} is stored under another idempotency key", remedy="use the key it was stored with"
-            )
-        sealed = self._records.seal(key, replace(document, idempotency_digest=digest.hex()).fields())
-        head.record_bytes += len(sealed) - len(value)
-        mark = self._keys.idempotency_key(digest)
-        operations += (Put(key, sealed), Put(mark, frame(mark, episode._id)))
-        return episode.id, {episode._id: sealed}
+    def _decays(self, found: Found) -> bool:
+        return self._context.orders[found.document.memory_type].half_life_us is not None
 
-    def _is_stored(self, touched: Touched, episode: Episode) -> bool:
-        """Whether the episode is there already; an id of ours that another episode has is drawn again."""
-        while True:
-            id_bytes = episode._id
-            key = self._keys.episode(id_bytes)
-            value = touched.get(id_bytes) or self._backend.get(key)
-            if value is None:
-                return False
-            if self._is_same(key, value, episode):
-                return True
-            if episode._id_fixed:
-                raise ConflictError(
-                    f"episode {episode.id} is stored with other content",
-                    remedy="use update_episode() to change it, or leave the id out to store another",
-                )
-            episode._draw_again()
+    def _reinforced(self, found: Found, state: State, share: float, now_us: int) -> State:
+        order = self._context.orders[found.document.memory_type]
+        before = relevance(order, vitality(order, state.strength, state.reinforced_us), now_us)
+        after = reinforced(before, share)
+        if order.half_life_us is None:
+            return replace(state, strength=after)
+        return replace(state, strength=after, reinforced_us=max(now_us, state.reinforced_us))
 
-    def update(
-        self,
-        id: str,
-        *,
-        content: JSONObject | None,
-        metadata: JSONObject | None,
-        episode_type: str | None,
-    ) -> tuple[Episode, int]:
-        """Change what is given; the version before goes to the history."""
+    def _move(self, id: str, moved: Callable[[Found, State], State]) -> tuple[Episode, int]:
+        """Give an episode another state; NotFoundError where there is none."""
         id_bytes = parse_id(id)
-        if content is not None:
-            check_object(content, "content", CONTENT_BYTES_MAX)
-        if metadata is not None:
-            check_object(metadata, "metadata", METADATA_BYTES_MAX)
-        if episode_type is not None:
-            check_text(episode_type, "episode_type", EPISODE_TYPE_BYTES_MAX)
 
         def plan(head: Head, operations: list[Operation]) -> tuple[Episode, Touched]:
-            key = self._keys.episode(id_bytes)
-            value = self._backend.get(key)
-            if value is None:
-                raise NotFoundError(f"agent {self.agent_id!r} has no episode {id}")
-            old = self._open(key, value)
-            new = replace(
-                old,
-                content=old.content if content is None else content,
-                metadata=old.metadata if metadata is None else metadata,
-                episode_type=episode_type or old.episode_type,
-                transaction_us=head.transaction_us,
-                reinforced_us=old.decay_start_us(),
-                origin=old.digest(),
-                previous_us=old.transaction_us,
-            )
-            try:
-                body = self._records.encode(new.fields())
-                if len(body) > _SURELY_FITTING_BYTES:
-                    check_sizes(new.content, new.metadata)
-                if new.own_digest() == old.own_digest():
-                    return self._episode(id_bytes, old), {}
-            except UnicodeEncodeError:
-                raise surrogate_error({"content": new.content, "metadata": new.metadata}, "episode") from None
-            sealed = self._records.seal_encoded(key, body)
-            # Strength and decay are as before, and so is the place in the order of relevance.
-            order = self._context.orders[old.memory_type]
-            moved = contribution(order, vitality(order, old.strength, old.decay_start_us()))
-            head.remove(old.episode_type, len(key) + len(value), order.number, moved)
-            if new.episode_type not in head.types:
-                self._check_new_type(head)
-            head.add(new.episode_type, len(key) + len(sealed), order.number, moved)
-            history_key = self._keys.history(id_bytes, old.transaction_us)
-            operations += (
-                Put(history_key, self._records.seal(history_key, old.fields())),
-                Put(key, sealed),
-            )
-            return self._episode(id_bytes, new), {id_bytes: sealed}
+            found = self._existing(id_bytes)
+            old = found.state or first_state(found.document)
+            new = moved(found, old)
+            if new == old:
+                return self._shown(found), {}
+            self._set_state(head, operations, found, new)
+            return self._shown(found._replace(state=new)), {id_bytes: found.value}
 
-        return self._context.commit(self._agent, ChangeKind.UPDATE, plan)
+        return self._commit(ChangeKind.STATE, plan)
 
-    def delete(self, id: str, *, erase: bool) -> tuple[bool, int]:
-        """Remove an episode with its history; with ``erase`` its bytes leave the files before this returns."""
-        id_bytes = parse_id(id)
-        check_flag(erase, "erase")
-        engine = self._erasing_engine() if erase else None
-        key = self._keys.episode(id_bytes)
-        history = self._keys.history_range(id_bytes)
+    def _set_state(self, head: Head, operations: list[Operation], found: Found, state: State) -> None:
+        id_bytes, value, document, before = found
+        keys, key = self._keys, self._keys.state(id_bytes)
+        after = None if state == first_state(document) else state
+        record_bytes = len(keys.episodes) + len(id_bytes) + len(value)
+        order, place = standing(self._context.orders, document, before)
+        head.remove(document.episode_type, record_bytes, order.number, contribution(order, place))
+        operations.append(Delete(keys.vitality(order.number, place, id_bytes)))
+        order, place = standing(self._context.orders, document, after)
+        head.add(document.episode_type, record_bytes, order.number, contribution(order, place))
+        operations.append(Put(keys.vitality(order.number, place, id_bytes), b""))
+        operations.append(Delete(key) if after is None else Put(key, after.encode(key)))
+        head.states += (after is not None) - (before is not None)
+        if document.expires_us:
+            expiry = keys.expiry(document.expires_us, id_bytes)
+            if state.pinned:
+                operations.append(Delete(expiry))
+            else:
+                operations.append(Put(expiry, b""))
+                head.expiry_us = min(head.expiry_us, document.expires_us)
 
-        def plan(head: Head, operations: list[Operation]) -> tuple[bool, Touched]:
-            value = self._backend.get(key)
-            if value is None:
-                return False, {}
-            document = self._open(key, value)
-            order = self._context.orders[document.memory_type]
-            place = vitality(order, document.strength, document.decay_start_us())
-            head.remove(document.episode_type, len(key) + len(value), order.number, contribution(order, place))
-            operations += (Delete(key), Delete(self._keys.vitality(order.number, place, id_bytes)))
-            if document.previous_us:
-                operations.append(DeleteRange(*history))
-            if document.idempotency_digest:
-                operations.append(Delete(self._keys.idempotency_key(bytes.fromhex(document.idempotency_digest))))
-            return True, {id_bytes: None}
+    # --- forgetting
 
-        deleted, ticket = self._context.commit(self._agent, ChangeKind.DELETE, plan)
-        if engine is not None:
-            engine.erase([(key, key + b"\x00"), history])
-        return deleted, ticket
-
-    def clear(self, *, erase: bool) -> tuple[ClearReceipt, int]:
-        """Remove everything of the agent in one batch; what it stores next begins a new generation."""
-        check_flag(erase, "erase")
-        engine = self._erasing_engine() if erase else None
-        receipt, ticket = self._context.clear(
-            self._agent, [DeleteRange(*self._keys.range(space)) for space in _AGENT_SPACES]
+    def forget(
+        self, min_relevance: float, max_episodes: int | None, max_bytes: int | None, *, dry_run: bool
+    ) -> tuple[ForgetReceipt, int]:
+        """Remove the least relevant, in bounded batches."""
+        check_share(min_relevance, "min_relevance")
+        check_most(max_episodes, "max_episodes")
+        check_most(max_bytes, "max_bytes")
+        check_flag(dry_run, "dry_run")
+        while not dry_run and self.remove_due()[0]:
+            pass
+        ticket = self._context.durability.last_ticket
+        episodes = bytes_ = 0
+        types: Counter[str] = Counter()
+        rows: Counter[str] = Counter()
+        ids: list[str] = []
+        for page, page_ticket in self.forgetting(Bounds.of(min_relevance, max_episodes, max_bytes), dry_run=dry_run):
+            ticket = page_ticket
+            for found in page.found:
+                bytes_ += len(self._keys.episodes) + len(found.id_bytes) + len(found.value)
+                types[MEMORY_TYPES[found.document.memory_type]] += 1
+                if len(ids) < _IDS_TOLD_MAX:
+                    ids.append(format_id(found.id_bytes))
+            episodes += len(page.found)
+            rows.update(page.rows)
+        receipt = ForgetReceipt(
+            episodes=episodes, bytes=bytes_, by_memory_type=dict(types), rows=dict(rows), ids=ids, dry_run=dry_run
         )
-        if engine is not None:
-            engine.erase([self._keys.range(space) for space in _TEXT_SPACES])
         return receipt, ticket
 
-    # --- reads
+    def forgetting(self, bounds: Bounds, *, dry_run: bool = False) -> Iterator[tuple[Page, int]]:
+        """Forget what is out of ``bounds``, a batch each time that another is asked for; gives it and its ticket."""
+        head, _ = self._head_now()
+        ranked = self._ranked(self._context.orders, self._context.now_us(), reverse=False)
+        ticket, done = 0, head is None
+        while not done and head is not None and (rows := list(islice(ranked, REMOVED_AT_ONCE_MAX))):
+            if bounds.keep(rows[0], head):
+                break  # nobody has to wait for us to find that out
+            if dry_run:
+                page, _ = self._plan_forget(head, [], rows, bounds)
+            else:
+                page, ticket = self._commit(ChangeKind.DELETE, self._plan_forget, rows, bounds)
+                self._indexing.refresh(self._agent, [found.id_bytes for found in page.found])
+            yield page, ticket
+            done = page.done
 
-    def get(self, id: str) -> Episode | None:
-        """The episode, or None."""
-        id_bytes = parse_id(id)
-        value = self._agent.tail.values.get(id_bytes) or self._backend.get(self._keys.episode(id_bytes))
-        return None if value is None else self._restore(id_bytes, value)
-
-    def get_many(self, ids: Sequence[str]) -> list[Episode | None]:
-        """One answer for each id, in the order given."""
-        if isinstance(ids, str) or not isinstance(ids, Sequence):
-            raise InvalidError(f"ids is {type(ids).__name__}", remedy="give a list of ids")
-        if len(ids) > LIMIT_MAX:
-            raise InvalidError(f"{len(ids)} ids, the most is {LIMIT_MAX}", remedy="ask for them in parts")
-        all_bytes = [parse_id(text) for text in ids]
-        values = self._backend.get_many([self._keys.episode(id_bytes) for id_bytes in all_bytes])
-        return [
-            None if value is None else self._restore(id_bytes, value)
-            for id_bytes, value in zip(all_bytes, values, strict=True)
-        ]
-
-    def recent(
-        self, limit: int, before: str | None, episode_type: str | None, memory_type: MemoryType | None
-    ) -> list[Episode]:
-        """The newest by event time, below ``before``."""
-        check_limit(limit)
-        before_bytes = None if before is None else parse_id(before)
-        if memory_type is not None:
-            check_memory_type(memory_type)
-        if episode_type is not None and type(episode_type) is not str:
-            raise InvalidError(f"episode_type is {shown(episode_type)}", remedy="give the name of a type")
-        if episode_type is None and memory_type is None:
-            return [self._restore(id_bytes, value) for id_bytes, value in self._newest(limit, before_bytes)]
-        found: list[Episode] = []
-        for key, value in self._scan(before_bytes):
-            episode = self._restore(key[-16:], value)
-            if episode_type in (None, episode.episode_type) and memory_type in (None, episode.memory_type):
-                found.append(episode)
-                if len(found) == limit:
-                    break
-        return found
-
-    def _newest(self, limit: int, before: bytes | None) -> list[tuple[bytes, bytes]]:
-        context, agent = self._context, self._agent
-        if not context.single_process or before is not None:
-            return self._take(self._scan(before), limit)
-        known = context.tails.newest(agent.tail, limit, None)
-        if known is None:
-            # Under the lock, so that nothing is stored between what is read and what the tail believes.
-            with agent.lock:
-                known = self._take(self._scan(None), limit)
-                if known:
-                    context.tails.fill(agent.tail, known, whole=len(known) < limit)
-        return known
-
-    @staticmethod
-    def _take(pairs: Iterator[tuple[bytes, bytes]], limit: int) -> list[tuple[bytes, bytes]]:
-        taken: list[tuple[bytes, bytes]] = []
-        for key, value in pairs:
-            taken.append((key[-16:], value))
-            if len(taken) == limit:
+    def _plan_forget(
+        self, head: Head, operations: list[Operation], page: Sequence[Ranked], bounds: Bounds
+    ) -> tuple[Page, Touched]:
+        now_us = self._context.now_us()
+        forgotten: list[Found] = []
+        done = False
+        for ranked in page:
+            if done := bounds.keep(ranked, head):
                 break
-        return taken
+            try:
+                found = self._find(ranked.id_bytes)
+            except (DataError, ProviderNotFoundError):
+                continue  # it stays, for verify() to name it
+            if found is None or found.has_expired(now_us):
+                continue
+            order, place = standing(self._context.orders, found.document, found.state)
+            if place == ranked.place and order not in PINNED_ORDERS:  # else it has moved meanwhile
+                self._remove(head, operations, found)
+                forgotten.append(found)
+        rows = Counter(Space(_key_of(operation)[0]).name.lower() for operation in operations)
+        if self._indexing.mode == "off":
+            del rows["terms"]  # there are none
+        return Page(forgotten, rows, done), {found.id_bytes: None for found in forgotten}
 
-    def _scan(self, before: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-        start, stop = self._keys.range(Space.EPISODE)
-        return self._backend.scan(start, stop if before is None else self._keys.episode(before), reverse=True)
-
-    def between(self, start: datetime | None, end: datetime | None, *, reverse: bool) -> Iterator[Episode]:
-        """Episodes with ``start <= event time < end``, as they are now, one at a time."""
-        check_flag(reverse, "reverse")
-        low, high = self._keys.range(Space.EPISODE)
-        if start is not None:
-            check_moment(start, "start")
-            low = self._keys.episode(lowest_id(us_of_datetime(start)))
-        if end is not None:
-            check_moment(end, "end")
-            high = self._keys.episode(lowest_id(us_of_datetime(end)))
-        pairs = self._backend.scan(low, high, reverse=reverse)
-        return (self._restore(key[-16:], value) for key, value in pairs)
-
-    def history(self, id: str) -> list[Episode]:
-        """Every version of an episode that was replaced, oldest first."""
-        id_bytes = parse_id(id)
-        return [
-            self._episode(id_bytes, self._open(key, value))
-            for key, value in self._backend.scan(*self._keys.history_range(id_bytes))
-        ]
+    # --- figures
 
     def statistics(self) -> MemoryStatistics:
-        """Figures from the head, and one look at either end."""
-        head = self._context.head(self._agent)
+        """Figures from the head, and one look at either end; first some of what has expired is removed."""
+        head, gone = self._head_now()
         if head is None or not head.types:
             return MemoryStatistics(
                 total_episodes=0,
@@ -432,14 +239,16 @@ class Operations:
                 avg_relevance=0.0,
                 bytes=0,
             )
-        now = max(now_us(), head.transaction_us)  # the clock may have been set back
-        orders = {order.number: order for order in self._context.orders}
+        now_us = max(self._context.now_us(), head.transaction_us)  # the clock may have been set back
+        orders = {order.number: order for order in (*self._context.orders, *PINNED_ORDERS)}
         total = sum(
-            average(orders[number], tally.total, tally.count, now) * tally.count
+            average(orders[number], tally.total, tally.count, now_us) * tally.count
             for number, tally in head.tallies.items()
         )
         oldest, newest = (
-            next((datetime_of_us(event_us_of(key[-16:])) for key, _ in self._end(reverse=reverse)), None)
+            next(
+                (datetime_of_us(event_us_of(id_bytes)) for id_bytes in self._ids(reverse) if id_bytes not in gone), None
+            )
             for reverse in (False, True)
         )
         return MemoryStatistics(
@@ -451,69 +260,27 @@ class Operations:
             bytes=head.record_bytes,
         )
 
-    def _end(self, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        return self._backend.scan(*self._keys.range(Space.EPISODE), reverse=reverse)
+    def _head_now(self) -> tuple[Head | None, set[bytes]]:
+        """The head without what has expired, and the ids of what has and is not removed yet."""
+        now_us = self._context.now_us()
+        head = self._context.head(self._agent)
+        gone: set[bytes] = set()
+        if head is None or head.expiry_us > now_us:
+            return head, gone
+        with suppress(QilbeeError):  # a store that takes no writes can be read
+            self.remove_due()
+            head = self._context.head(self._agent) or head
+        for key, _ in self._backend.scan(*self._keys.due_range(now_us)):
+            with suppress(DataError, ProviderNotFoundError):  # it counts until verify() has named it
+                found = self._find(key[-16:])
+                if found is not None and found.has_expired(now_us):
+                    self._remove(head, [], found)
+                    gone.add(found.id_bytes)
+        return head, gone
 
-    # --- parts of the above
+    def _ids(self, reverse: bool) -> Iterator[bytes]:
+        return (key[-16:] for key, _ in self._backend.scan(*self._keys.range(Space.EPISODE), reverse=reverse))
 
-    def _place(self, order: Order, strength: float, start_us: int) -> Place:
-        where = vitality(order, strength, start_us)
-        key_start = self._keys.vitality(order.number, where, b"")
-        place = Place(start_us, order.number, where, contribution(order, where), key_start)
-        if strength == 1.0:
-            self._agent.place = place
-        return place
 
-    def _check_new_type(self, head: Head) -> None:
-        if len(head.types) >= EPISODE_TYPES_MAX:
-            raise InvalidError(
-                f"agent {self.agent_id!r} has {EPISODE_TYPES_MAX} episode types already",
-                remedy="use fewer types, and metadata for what varies",
-            )
-
-    def _stored_under(self, digest: bytes, episode: Episode) -> bytes | None:
-        """The id stored under an idempotency key, where there is one; ConflictError where its content differs."""
-        mark = self._keys.idempotency_key(digest)
-        framed = self._backend.get(mark)
-        if framed is None:
-            return None
-        id_bytes = unframe(mark, framed)
-        key = self._keys.episode(id_bytes)
-        value = self._backend.get(key)
-        if value is None:
-            return None  # deleted since, and with it what the key stood for
-        if not self._is_same(key, value, episode):
-            raise ConflictError(
-                f"the idempotency key stands for episode {format_id(id_bytes)}, which has other content",
-                remedy="use another key for another episode",
-            )
-        return id_bytes
-
-    def _is_same(self, key: bytes, value: bytes, episode: Episode) -> bool:
-        memory_type = MEMORY_TYPE_NUMBERS[episode.memory_type]
-        try:
-            given = digest_of(episode.episode_type, episode.content, episode.metadata, memory_type)
-        except UnicodeEncodeError:
-            raise surrogate_error({"content": episode.content, "metadata": episode.metadata}, "episode") from None
-        return self._open(key, value).digest() == given
-
-    def _open(self, key: bytes, value: bytes) -> EpisodeDocument:
-        return EpisodeDocument.from_fields(self._records.open(key, value))
-
-    def _restore(self, id_bytes: bytes, value: bytes) -> Episode:
-        return self._episode(id_bytes, self._open(self._keys.episode(id_bytes), value))
-
-    def _episode(self, id_bytes: bytes, document: EpisodeDocument) -> Episode:
-        order = self._context.orders[document.memory_type]
-        if order.half_life_us is None:
-            return document.episode(self.agent_id, id_bytes, max(document.strength, STRENGTH_MIN))
-        place = vitality(order, document.strength, document.decay_start_us())
-        return document.episode(self.agent_id, id_bytes, relevance(order, place, now_us()))
-
-    def _erasing_engine(self) -> SupportsErase:
-        if not isinstance(self._backend, SupportsErase):
-            raise InvalidError(
-                f"the {self._backend.name} backend cannot erase bytes from its files",
-                remedy="delete without erase=True; nothing was deleted",
-            )
-        return self._backend
+def _key_of(operation: Operation) -> bytes:
+    return operation.start if isinstance(operation, DeleteRange) else operation.key

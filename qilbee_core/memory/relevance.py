@@ -26,9 +26,20 @@ import math
 
 from msgspec import Struct
 
-from qilbee_core.episode import MemoryType
+from qilbee_core.episode import MEMORY_TYPES, MemoryType
 
-__all__ = ["STRENGTH_MIN", "Order", "average", "contribution", "relevance", "vitality"]
+__all__ = [
+    "ORDERS_MAX",
+    "PINNED_ORDERS",
+    "PINNED_PLACE",
+    "STRENGTH_MIN",
+    "Order",
+    "average",
+    "contribution",
+    "reinforced",
+    "relevance",
+    "vitality",
+]
 
 STRENGTH_MIN = 2.0**-20
 """A strength below this counts as this: relevance 0 is about one in a million."""
@@ -49,6 +60,13 @@ class Order(Struct, frozen=True):
     memory_type: MemoryType
     half_life_us: int | None
     epoch_us: int
+
+
+ORDERS_MAX = 240
+"""Numbers below this are for orders of the catalog, those from here on for what is pinned, by memory type."""
+PINNED_ORDERS = tuple(Order(ORDERS_MAX + number, name, None, 0) for number, name in enumerate(MEMORY_TYPES))
+PINNED_PLACE = 1 << _STRENGTH_BITS
+"""The one place in those orders, that of full strength: there the newest come first, by their ids."""
 
 
 def vitality(order: Order, strength: float, reinforced_us: int) -> int:
@@ -89,6 +107,19 @@ def relevance(order: Order, vitality: int, now_us: int) -> float:
     if order.half_life_us is None:
         return vitality / (1 << _STRENGTH_BITS)
     return min(1.0, math.exp2((vitality - now_us) / order.half_life_us))
+
+
+def reinforced(relevance: float, share: float) -> float:
+    """The strength of a memory that is reinforced when its relevance is ``relevance``; its decay begins anew.
+
+    It moves by ``share`` of what is missing to 1: the linear operator of Bush and Mosteller, "A mathematical model for
+    simple learning" (Psychological Review 58, 1951). So what has faded gains most, what is fresh hardly anything (the
+    spacing effect), no number of repetitions leads above 1, and nothing is ever less relevant for having been used.
+
+    >>> [round(reinforced(before, 0.2), 3) for before in (0.0, 0.25, 0.5, 1.0)]
+    [0.2, 0.4, 0.6, 1.0]
+    """
+    return min(1.0, relevance + share * (1.0 - relevance))
 
 
 def average(order: Order, total: int, count: int, now_us: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 
 from msgspec import Struct
 
@@ -11,9 +12,12 @@ from qilbee_core.envelope import frame
 from qilbee_core.errors import DataError, ProviderNotFoundError
 from qilbee_core.keys import Space, parse
 from qilbee_core.memory.commit import Agent, Context
+from qilbee_core.memory.document import EpisodeDocument
 from qilbee_core.memory.head import Head
 from qilbee_core.memory.log import count_episode
+from qilbee_core.memory.state import State, decode_state, first_state
 from qilbee_core.memory.verify import VerifyReport, agent_ids, read_episode, verify
+from qilbee_core.patience import patiently
 
 __all__ = ["RepairReport", "repair"]
 
@@ -33,14 +37,17 @@ class RepairReport(Struct, frozen=True, kw_only=True):
 
 
 def repair(context: Context) -> RepairReport:
-    """Rebuild the catalog's entries, and of each agent the head, the relevance order and the idempotency marks.
+    """Rebuild the catalog's entries, and of each agent the head, the relevance order, the expiries and the marks.
+
+    A state that cannot be read is dropped: its episode is again as strong as its record says, and not pinned.
 
     Interrupted, it leaves a store that verify() complains of and that it mends when it is run again.
     """
     before = verify(context)
     if context.durability.failure is not None:
         context.durability.refuse()
-    context.backend.write(WriteBatch([Put(key, value) for key, value in context.catalog.entries().items()]))
+    catalog = WriteBatch([Put(key, value) for key, value in context.catalog.entries().items()])
+    patiently(partial(context.backend.write, catalog))
     snapshot = context.backend.snapshot()
     try:
         agents = sorted(agent_ids(snapshot))
@@ -66,7 +73,14 @@ def _repair_agent(context: Context, agent: Agent) -> int:
             old = Head.decode(keys.head, before or b"")
             head.sequence = head.trimmed = old.sequence
             head.transaction_us, head.newest_id = old.transaction_us, old.newest_id
-        operations: list[Operation] = [DeleteRange(*keys.range(space)) for space in (Space.VITALITY, Space.KEY)]
+        # Search terms are made anew from the cursor on that then is missing: see memory/indexing.py.
+        derived = (Space.VITALITY, Space.EXPIRY, Space.KEY, Space.TERMS)
+        operations: list[Operation] = [DeleteRange(*keys.range(space)) for space in derived]
+        has_states = False
+        for key, _ in context.backend.scan(*keys.range(Space.STATE)):
+            has_states = True
+            if context.backend.get(keys.episode(key[-16:])) is None:
+                operations.append(Delete(key))
         for key, value in context.backend.scan(*keys.range(Space.EPISODE)):
             id_bytes = key[-16:]
             try:
@@ -75,19 +89,33 @@ def _repair_agent(context: Context, agent: Agent) -> int:
                 document = read_episode(context.records, key, value)
             except DataError:
                 continue  # named by verify()
-            order, place = count_episode(head, key, value, document, context.orders)
+            stored = context.backend.get(keys.state(id_bytes)) if has_states else None
+            state = None if stored is None else _worth_keeping(keys.state(id_bytes), stored, document)
+            if stored is not None and state is None:
+                operations.append(Delete(keys.state(id_bytes)))
+            order, place = count_episode(head, key, value, document, state, context.orders)
             operations.append(Put(keys.vitality(order.number, place, id_bytes), b""))
+            if document.expires_us and not (state and state.pinned):
+                operations.append(Put(keys.expiry(document.expires_us, id_bytes), b""))
             if document.idempotency_digest:
                 mark = keys.idempotency_key(bytes.fromhex(document.idempotency_digest))
                 operations.append(Put(mark, frame(mark, id_bytes)))
             if len(operations) >= _BATCH_OPERATIONS:
-                context.backend.write(WriteBatch(operations, expects))
+                patiently(partial(context.backend.write, WriteBatch(operations, expects)))
                 operations = []
         # The log goes together with the old head, which may need it to be moved on, and not before.
         operations.append(DeleteRange(*keys.range(Space.CHANGE)))
         operations.append(Put(keys.head, head.encode(keys.head)) if any(head.newest_id) else Delete(keys.head))
-        context.backend.write(WriteBatch(operations, expects))
+        patiently(partial(context.backend.write, WriteBatch(operations, expects)))
         return head.episodes
+
+
+def _worth_keeping(key: bytes, value: bytes, document: EpisodeDocument) -> State | None:
+    """A state, if it can be read and says something else than the record."""
+    with suppress(DataError):
+        state = decode_state(key, value)
+        return None if state == first_state(document) else state
+    return None
 
 
 def _is_readable(context: Context, agent: Agent) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from msgspec import Struct
 
-__all__ = ["ClearReceipt", "MemoryStatistics"]
+__all__ = ["ClearReceipt", "ForgetReceipt", "MemoryStatistics"]
 
 
 class MemoryStatistics(Struct, frozen=True, kw_only=True):
@@ -30,3 +30,20 @@ class ClearReceipt(Struct, frozen=True, kw_only=True):
 
     episodes: int
     bytes: int
+
+
+class ForgetReceipt(Struct, frozen=True, kw_only=True):
+    """What :meth:`AgentMemory.forget` removed, or with ``dry_run`` would remove.
+
+    ``ids`` names the least relevant first, and no more than a thousand of them. ``bytes`` counts the keys and values of
+    the episode records. ``rows`` says what went from where, by the names of docs/format.md: the records themselves
+    (``episode``), and of each index its entries; the earlier versions of one episode (``history``) count as one, and so
+    do its search ``terms``, also where they were not made yet.
+    """
+
+    episodes: int
+    bytes: int
+    by_memory_type: Mapping[str, int]
+    rows: Mapping[str, int]
+    ids: Sequence[str]
+    dry_run: bool

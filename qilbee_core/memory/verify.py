@@ -19,10 +19,12 @@ from qilbee_core.interfaces import Snapshot
 from qilbee_core.keys import AgentKeys, ParsedKey, Space, parse, range_of
 from qilbee_core.memory.commit import Context
 from qilbee_core.memory.document import EpisodeDocument
-from qilbee_core.memory.head import Head
+from qilbee_core.memory.head import NEVER_US, Head
 from qilbee_core.memory.log import ChangeKind, count_episode, parse_change, read_head
-from qilbee_core.memory.relevance import vitality
+from qilbee_core.memory.state import State, decode_state, first_state, standing
+from qilbee_core.memory.terms import Cursor, cursor_key, decode_cursor, row_key, row_of_document, seal_row
 from qilbee_core.records import Records
+from qilbee_core.search.analysis import LANGUAGES, analyser
 
 __all__ = ["INVARIANTS", "Problem", "VerifyReport", "agent_ids", "read_episode", "verify"]
 
@@ -44,20 +46,30 @@ INVARIANTS = {
     "head-corrupt": True,
     "head-counts": True,
     "head-clocks": True,
+    "state-corrupt": True,
+    "state-orphan": True,
+    "state-wrong": True,
     "vitality-missing": True,
     "vitality-orphan": True,
     "vitality-wrong": True,
+    "expiry-missing": True,
+    "expiry-orphan": True,
+    "expiry-wrong": True,
     "mark-missing": True,
     "mark-orphan": True,
     "mark-corrupt": True,
     "change-order": True,
     "change-corrupt": True,
     "change-wrong": True,
+    "terms-missing": True,
+    "terms-orphan": True,
+    "terms-wrong": True,
+    "terms-cursor": True,
 }
 """The names of all that can be wrong, and whether repair() mends it. docs/format.md says what each means."""
 
 PROBLEMS_MAX = 1000
-_RESERVED = (Space.STATE, Space.EXPIRY, Space.TERMS, Space.VECTOR, Space.PLAN, Space.ACCOUNT)
+_RESERVED = (Space.VECTOR, Space.PLAN, Space.ACCOUNT)
 
 
 class Problem(Struct, frozen=True, kw_only=True):
@@ -104,7 +116,7 @@ def agent_ids(snapshot: Snapshot) -> set[str]:
     """Every agent that any key of the store belongs to, found by skipping from one to the next."""
     found: set[str] = set()
     for space in Space:
-        if space in (Space.CATALOG, Space.ACCOUNT, Space.EXPIRY):
+        if space in (Space.CATALOG, Space.ACCOUNT):
             continue
         start, stop = range_of(bytes((space,)))
         with suppress(CorruptRecordError):  # the engine cannot read on, which strangers() meets too
@@ -132,6 +144,7 @@ class _Form(Struct, array_like=True):
     idempotency_digest: Annotated[str, Meta(pattern="^([0-9a-f]{32})?$")] = ""
     origin: str = ""
     previous_us: int = 0
+    expires_us: Annotated[int, Meta(ge=0, lt=NEVER_US)] = 0
 
 
 def read_episode(records: Records, key: bytes, value: bytes) -> EpisodeDocument:
@@ -155,8 +168,10 @@ class _Walk:
         self.episode_count = 0
         self._context = context
         self._snapshot = snapshot
+        self._has_states = True
+        """Whether any episode of the present agent has one: where not, none is looked for."""
         self._whole = True
-        """Whether the plugins for every record of the present agent are installed."""
+        """Whether all that the head of the present agent counts can be read."""
 
     def attempt(self, walk: Callable[[], None], key: bytes = b"") -> None:
         """Do one part of the walk; where the engine itself cannot read on, say so and let the others go on."""
@@ -220,7 +235,19 @@ class _Walk:
         for agent_id in sorted(agent_ids(self._snapshot)):
             self.agent_count += 1
             keys = AgentKeys(agent_id)
-            for walk in (self._episodes_and_head, self._vitalities, self._marks, self._histories, self._changes):
+            self._has_states = True
+            with suppress(DataError):  # the engine cannot read on: reported with the states
+                self._has_states = next(self._snapshot.scan(*keys.range(Space.STATE)), None) is not None
+            for walk in (
+                self._episodes_and_head,
+                self._states,
+                self._vitalities,
+                self._expiries,
+                self._marks,
+                self._histories,
+                self._changes,
+                self._terms,
+            ):
                 self.attempt(partial(walk, keys), keys.head)
 
     def _rows(self, keys: AgentKeys, space: Space, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
@@ -241,8 +268,11 @@ class _Walk:
             document = self._open(key, value)
             if document is not None:
                 self.episode_count += 1
-                self._episode(keys, key, document)
-                count_episode(recount, key, value, document, self._context.orders)
+                is_known, state = self._state(keys, key[-16:])
+                if is_known:
+                    self._episode(keys, key, document, state)
+                    count_episode(recount, key, value, document, state, self._context.orders)
+                self._whole &= is_known
         if (stored := self._snapshot.get(keys.head)) is None:
             if any(recount.newest_id):
                 self._report("head-missing", keys.head, "an agent has episodes and no head")
@@ -258,13 +288,19 @@ class _Walk:
             self._report("head-counts", keys.head, f"the head says {head.counts()}, a recount {recount.counts()}")
         if head.newest_id < recount.newest_id or head.transaction_us < recount.transaction_us:
             self._report("head-clocks", keys.head, "an episode is newer than the newest that the head knows of")
+        if head.expiry_us > recount.expiry_us:
+            self._report("head-clocks", keys.head, "an episode expires before the first that the head knows of")
 
-    def _episode(self, keys: AgentKeys, key: bytes, document: EpisodeDocument) -> None:
+    def _episode(self, keys: AgentKeys, key: bytes, document: EpisodeDocument, state: State | None) -> None:
         id_bytes = key[-16:]
         name = f"episode {format_id(id_bytes)}"
-        place = self._place(keys, id_bytes, document)
+        place = self._place(keys, id_bytes, document, state)
         if self._snapshot.get(place) is None:
             self._report("vitality-missing", place, f"{name} is not in its relevance order")
+        if document.expires_us and not (state and state.pinned):
+            expiry = keys.expiry(document.expires_us, id_bytes)
+            if self._snapshot.get(expiry) is None:
+                self._report("expiry-missing", expiry, f"{name} is not among those that expire")
         if document.idempotency_digest:
             mark = keys.idempotency_key(bytes.fromhex(document.idempotency_digest))
             if self._snapshot.get(mark) is None:
@@ -285,9 +321,17 @@ class _Walk:
             self._report("record-corrupt", key, error.message)
         return None
 
-    def _place(self, keys: AgentKeys, id_bytes: bytes, document: EpisodeDocument) -> bytes:
-        order = self._context.orders[document.memory_type]
-        return keys.vitality(order.number, vitality(order, document.strength, document.decay_start_us()), id_bytes)
+    def _state(self, keys: AgentKeys, id_bytes: bytes) -> tuple[bool, State | None]:
+        """Whether it can be told which state an episode has, and which."""
+        key = keys.state(id_bytes)
+        value = self._snapshot.get(key) if self._has_states else None
+        with suppress(DataError):  # reported with the states
+            return True, None if value is None else decode_state(key, value)
+        return False, None
+
+    def _place(self, keys: AgentKeys, id_bytes: bytes, document: EpisodeDocument, state: State | None) -> bytes:
+        order, place = standing(self._context.orders, document, state)
+        return keys.vitality(order.number, place, id_bytes)
 
     def _exists(self, keys: AgentKeys, id_bytes: bytes) -> bool:
         return self._snapshot.get(keys.episode(id_bytes)) is not None
@@ -301,15 +345,48 @@ class _Walk:
             return True, read_episode(self._context.records, key, value)
         return True, None
 
+    def _states(self, keys: AgentKeys) -> None:
+        """Every state is that of an episode, and says something else than its record."""
+        for key, value in self._rows(keys, Space.STATE):
+            id_bytes = key[-16:]
+            exists, document = self._current(keys, id_bytes)
+            try:
+                state = decode_state(key, value)
+            except DataError as error:
+                self._report("state-corrupt", key, error.message)
+                continue
+            if not exists:
+                self._report("state-orphan", key, f"episode {format_id(id_bytes)} is gone, its state is not")
+            elif document is not None and state == first_state(document):
+                self._report(
+                    "state-wrong", key, f"the state of episode {format_id(id_bytes)} says what its record says"
+                )
+
     def _vitalities(self, keys: AgentKeys) -> None:
         """Every place in the relevance order is its episode's."""
         for key, value in self._rows(keys, Space.VITALITY):
             id_bytes = key[-16:]
             exists, document = self._current(keys, id_bytes)
+            is_known, state = self._state(keys, id_bytes)
             if not exists:
                 self._report("vitality-orphan", key, f"episode {format_id(id_bytes)} is gone, its place is not")
-            elif document is not None and (key != self._place(keys, id_bytes, document) or value):
+            elif document is None or not is_known:
+                continue
+            elif key != self._place(keys, id_bytes, document, state) or value:
                 self._report("vitality-wrong", key, f"this is not the place of episode {format_id(id_bytes)}")
+
+    def _expiries(self, keys: AgentKeys) -> None:
+        """Whatever is to expire does so at its time, and is not pinned."""
+        for key, value in self._rows(keys, Space.EXPIRY):
+            id_bytes = key[-16:]
+            exists, document = self._current(keys, id_bytes)
+            is_known, state = self._state(keys, id_bytes)
+            if not exists:
+                self._report("expiry-orphan", key, f"episode {format_id(id_bytes)} is gone, its expiry is not")
+            elif document is None or not is_known:
+                continue
+            elif key != keys.expiry(document.expires_us, id_bytes) or value or (state and state.pinned):
+                self._report("expiry-wrong", key, f"episode {format_id(id_bytes)} does not expire then")
 
     def _marks(self, keys: AgentKeys) -> None:
         """Every idempotency key stands for the episode that was stored with it."""
@@ -383,3 +460,72 @@ class _Walk:
                 self._report("episode-missing", keys.episode(id_bytes), f"episode {format_id(id_bytes)} is gone")
         if head is not None and due is not None and due <= head.sequence:
             self._report("change-order", keys.change(due), f"the change log lacks {due} to {head.sequence}")
+
+    def _terms(self, keys: AgentKeys) -> None:
+        """Every row of search terms is what its episode says, and up to the cursor none is missing."""
+        cursor = self._cursor(keys)
+        language = analyser(cursor.language) if cursor is not None and cursor.language in LANGUAGES else None
+        missing = self._rows_due(keys, cursor) if language is not None else set()
+        for key, value in self._rows(keys, Space.TERMS):
+            if key == cursor_key(keys):
+                continue
+            id_bytes = key[-16:]
+            name = f"episode {format_id(id_bytes)}"
+            exists, document = self._current(keys, id_bytes)
+            if not exists:
+                self._report("terms-orphan", key, f"{name} is gone, its search terms are not")
+                continue
+            missing.discard(id_bytes)
+            if language is None or key != row_key(keys, id_bytes):
+                self._report("terms-orphan", key, f"the search terms of {name} belong to no cursor")
+            elif document is not None and value != seal_row(
+                key, row_of_document(keys.agent[1:].decode(), id_bytes, document, language)
+            ):
+                self._report("terms-wrong", key, f"the search terms of {name} are not what it says")
+        for id_bytes in sorted(missing):
+            self._report("terms-missing", row_key(keys, id_bytes), f"the terms of {format_id(id_bytes)} are missing")
+
+    def _cursor(self, keys: AgentKeys) -> Cursor | None:
+        """Up to where the search terms of an agent go; what is wrong with it is reported."""
+        key = cursor_key(keys)
+        if (value := self._snapshot.get(key)) is None:
+            return None
+        try:
+            cursor = decode_cursor(key, value)
+        except DataError as error:
+            self._report("terms-cursor", key, error.message)
+            return None
+        head, end = self._ends(keys)
+        if head is not None and cursor.generation == head.generation and cursor.sequence > end:
+            self._report("terms-cursor", key, f"search terms go to {cursor.sequence}, the change log to {end}")
+        if cursor.language not in LANGUAGES:
+            self._report("terms-cursor", key, f"the search terms are in {cursor.language!r}, which this release lacks")
+        return cursor
+
+    def _ends(self, keys: AgentKeys) -> tuple[Head | None, int]:
+        """The head, where it can be read, and the sequence that the change log ends with."""
+        with suppress(DataError):  # reported with the episodes
+            head = Head.decode(keys.head, self._snapshot.get(keys.head) or b"")
+            newest = next(self._rows(keys, Space.CHANGE, reverse=True), None)
+            return head, head.sequence if newest is None else int.from_bytes(newest[0][-8:], "big")
+        return None, 0
+
+    def _rows_due(self, keys: AgentKeys, cursor: Cursor | None) -> set[bytes]:
+        """The episodes that must have search terms by now, if they can be read."""
+        head, end = self._ends(keys)
+        if head is None or cursor is None or cursor.generation != head.generation:
+            return set()  # all are to be made anew
+        if not head.trimmed <= cursor.sequence <= end:
+            return set()
+        due: set[bytes] = set()
+        for key, _ in self._rows(keys, Space.EPISODE):
+            if cursor.built is not None and key[-16:] > cursor.built:
+                break
+            if self._current(keys, key[-16:])[1] is not None:
+                due.add(key[-16:])
+        done = cursor.done
+        for key, value in self._snapshot.scan(keys.change(cursor.sequence + 1), keys.range(Space.CHANGE)[1]):
+            with suppress(DataError):
+                due.difference_update(parse_change(key, value).ids[done:])
+            done = 0
+        return due

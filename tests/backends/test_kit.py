@@ -70,6 +70,13 @@ class FileBackend(EphemeralBackend, SingleProcess):
             super().close()
             self._directory_lock.release()
 
+    def reopen(self) -> None:
+        with self._log_lock:
+            super().sync()
+            os.fsync(self._file)
+            os.close(self._file)
+            self._file = os.open(self._path, _APPEND)
+
     def _forked(self) -> None:
         super().close()
 
@@ -453,6 +460,32 @@ class CheckpointIsALink(FileBackend):
         (target / "log").hardlink_to(self._path)
 
 
+class ReopensEmpty(FileBackend):
+    def reopen(self) -> None:
+        super().reopen()
+        with self._log_lock:
+            EphemeralBackend.write(self, WriteBatch([DeleteRange(b"", b"\xff" * 9)]))
+
+
+class ReopensForReadingOnly(FileBackend):
+    def reopen(self) -> None:
+        super().reopen()
+        os.close(self._file)
+        self._file = os.open(self._path, os.O_RDONLY)
+
+
+class LetsReadersFallThrough(FileBackend):
+    def reopen(self) -> None:
+        latest, self._latest = self._latest, None
+        time.sleep(0.01)
+        self._latest = latest
+
+
+class MixesInstantsOverReopening(FileBackend):
+    def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False) -> Iterator[Row]:
+        yield from super().scan(start, stop, reverse=reverse)
+
+
 def contract_of(kind: type[FileBackend]) -> type[PersistentBackendContract]:
     def open_backend(self: PersistentBackendContract, path: Path) -> StorageBackend:
         return kind(BackendOptions(path=path))
@@ -478,6 +511,10 @@ FILE_CAUGHT: list[tuple[type[FileBackend], str, dict[str, object]]] = [
     (CountsSyncsOnly, "test_the_sequence_rises_with_every_write", {}),
     (CheckpointsOverAnything, "test_a_checkpoint_never_replaces_what_is_there", {}),
     (CheckpointIsALink, "test_a_checkpoint_opens_by_itself_and_is_one_instant", {}),
+    (ReopensEmpty, "test_reopening_keeps_everything_and_writes_go_on", {}),
+    (ReopensForReadingOnly, "test_reopening_keeps_everything_and_writes_go_on", {}),
+    (LetsReadersFallThrough, "test_reads_wait_while_it_is_reopened", {}),
+    (MixesInstantsOverReopening, "test_views_of_before_a_reopening_show_their_instant_or_say_that_they_are_closed", {}),
 ]
 
 # Named in the module, so that another process finds them there.

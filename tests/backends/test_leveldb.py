@@ -227,6 +227,7 @@ def test_a_reverse_scan_finds_a_row_that_is_its_first_key(path: Path, tmp_path: 
 
 def test_the_sequence_is_that_of_the_engine(path: Path) -> None:
     with closing(LevelDBBackend(BackendOptions(path=path))) as backend:
+        put(backend, (b"0", b"1"))
         new = backend.sequence()
         put(backend, (b"a", b"1"), (b"b", b"1"), (b"c", b"1"))
         assert backend.sequence() == new + 3
@@ -241,6 +242,20 @@ def test_the_sequence_is_that_of_the_engine(path: Path) -> None:
         assert backend.sequence() == new + 6
     with closing(LevelDBBackend(BackendOptions(path=path.with_name("copy")))) as older:
         assert older.sequence() == new + 5, "lost writes would not be noticed"
+
+
+def test_the_marker_of_a_sync_counts_only_once_something_is_written_behind_it(path: Path) -> None:
+    for _ in range(3):
+        with closing(LevelDBBackend(BackendOptions(path=path))) as backend:
+            put(backend, (b"a", b"1"))
+            before = backend.sequence()
+            for _ in range(3):
+                backend.sync()
+                assert backend.sequence() == before
+        with closing(LevelDBBackend(BackendOptions(path=path))) as backend:
+            assert backend.sequence() == before
+            put(backend, (b"b", b"1"))
+            assert backend.sequence() > before
 
 
 # Creation and opening
@@ -422,6 +437,23 @@ def test_sync_covers_the_log_before_the_last(path: Path, monkeypatch: pytest.Mon
         assert len(synced) == 2, "nothing was written in between"
 
 
+def test_on_a_full_disk_no_more_counts_as_there_than_an_opening_will_find(path: Path) -> None:
+    """No marker can be written then; and where the logs have become tables, only markers tell how far they reach."""
+    with two_logs(path) as backend:
+        backend.sync()
+        promised = backend.sequence()
+    asked: list[int] = []
+
+    def may_open(sequence: int, get: Callable[[bytes], bytes | None], *, damaged: bool) -> bool:
+        asked.append(sequence)
+        return True
+
+    for log in _leveldb_logs.logs_in(path / "db"):
+        log.unlink()
+    LevelDBBackend(BackendOptions(path=path, may_open=may_open)).close()
+    assert asked[0] >= promised
+
+
 def test_a_sync_that_fails_is_never_tried_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(file: Path) -> None:
         raise OSError(5, "Input/output error")
@@ -470,9 +502,14 @@ def rows_of(store: Path) -> list[tuple[bytes, bytes]]:
 
 
 def test_logs_that_are_whole_are_left_alone(powered_off: Path) -> None:
-    before = {log: log.read_bytes() for log in _leveldb_logs.logs_in(powered_off / "db")}
-    _leveldb_logs.cut_to_prefix(powered_off / "db")
-    assert {log: log.read_bytes() for log in _leveldb_logs.logs_in(powered_off / "db")} == before
+    files = powered_off / "db"
+    before = {log: log.read_bytes() for log in _leveldb_logs.logs_in(files)}
+    for checksums in (False, True):
+        found = _leveldb_logs.examine(files, checksums=checksums)
+        assert found is not None
+        assert found.then == "end"
+        _leveldb_logs.cut(files, found)
+    assert {log: log.read_bytes() for log in _leveldb_logs.logs_in(files)} == before
     rows = rows_of(powered_off)
     assert len(rows) > 100
     assert rows == numbered(2000)[: len(rows)]
@@ -522,6 +559,30 @@ def test_whatever_a_power_cut_takes_a_prefix_is_left(powered_off: Path, tmp_path
         rows = rows_of(copy)
         assert rows == numbered(2000)[: len(rows)]
         assert rows_of(copy) == rows
+
+
+def test_what_a_lost_log_held_is_not_taken_for_held_by_tables(path: Path, tmp_path: Path) -> None:
+    """The manifest counts operations that are in the newer log alone; the marker of the last sync does not."""
+    with closing(small(path)) as backend:
+        oldest = _leveldb_logs._current_state(path / "db")
+        number = 0
+        while (found := _leveldb_logs._current_state(path / "db")) == oldest:  # until a table is made
+            put(backend, (b"%d" % number, bytes(1000)))
+            number += 1
+        assert oldest is not None
+        assert found is not None
+        backend.sync()
+    copy = copy_of(path, tmp_path)
+    for log in _leveldb_logs.logs_in(copy / "db"):
+        log.unlink()
+    asked: list[int] = []
+
+    def may_open(sequence: int, get: Callable[[bytes], bytes | None], *, damaged: bool) -> bool:
+        asked.append(sequence)
+        return True
+
+    LevelDBBackend(BackendOptions(path=copy, may_open=may_open)).close()
+    assert asked == [2], f"the manifest says {found[1]}"
 
 
 @pytest.mark.parametrize("log", [0, 1])

@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from qilbee_core import (
     JSON,
@@ -16,8 +18,10 @@ from qilbee_core import (
     Episode,
     InvalidError,
     Store,
+    open_store,
 )
-from qilbee_core.memory import operations
+from qilbee_core.keys import AgentKeys, Space
+from qilbee_core.memory import writes
 
 OpenHere = Callable[..., Store]
 
@@ -177,10 +181,10 @@ class TestImports:
     def test_large_episodes_are_stored_in_smaller_batches(
         self, memory: AgentMemory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(operations, "BATCH_BYTES_MAX", 10_000)
+        monkeypatch.setattr(writes, "BATCH_BYTES_MAX", 10_000)
         draw = random.Random(1)
         episodes = [at(number, draw.randbytes(400).hex()) for number in range(100)]
-        with pytest.raises(InvalidError, match="the most is 10000"):
+        with pytest.raises(InvalidError, match="the most in a batch is 10000"):
             memory.store_episodes(episodes)
         assert list(memory.episodes()) == []
         told: list[int] = []
@@ -192,13 +196,13 @@ class TestImports:
     def test_a_single_episode_larger_than_a_batch_is_stored(
         self, memory: AgentMemory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(operations, "BATCH_BYTES_MAX", 100)
+        monkeypatch.setattr(writes, "BATCH_BYTES_MAX", 100)
         assert memory.import_episodes([at(0, random.Random(1).randbytes(200).hex()), at(1)]) == 2
 
     def test_an_error_in_the_second_half_of_a_split_batch_tells_of_the_first(
         self, memory: AgentMemory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(operations, "BATCH_BYTES_MAX", 2000)
+        monkeypatch.setattr(writes, "BATCH_BYTES_MAX", 2000)
         taken = memory.store_episode(at(999, "taken"))
         draw = random.Random(1)
         episodes = [at(number, draw.randbytes(200).hex()) for number in range(8)]
@@ -210,3 +214,56 @@ class TestImports:
     @staticmethod
     def stored_by(error: BaseException) -> object:
         return error.stored_ids  # type: ignore[attr-defined]
+
+
+class TestTheShortWay:
+    """Most episodes are stored by append(), and nobody can tell."""
+
+    @given(
+        kinds=st.lists(
+            st.sampled_from(["note", "usual", "with metadata", "weak", "fact", "late", "again"]), max_size=40
+        )
+    )
+    @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_it_writes_the_same_bytes(self, kinds: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        episodes: list[Episode] = []
+        for number, kind in enumerate(kinds):
+            if kind == "again" and episodes:
+                episodes.append(episodes[number // 2])
+                continue
+            episodes.append(
+                Episode(
+                    AGENT,
+                    "note" if kind == "note" else "observation",
+                    {"text": str(number)},
+                    metadata={"n": number} if kind == "with metadata" else None,
+                    relevance=0.5 if kind == "weak" else 1.0,
+                    memory_type="factual" if kind == "fact" else "episodic",
+                    event_time=NOON if kind == "late" else None,
+                )
+            )
+        short = rows_after_storing(episodes, monkeypatch)
+        with monkeypatch.context() as patched:
+            patched.setattr(writes, "append", lambda context, agent, episode: None)
+            assert rows_after_storing(episodes, patched) == short
+
+
+def rows_after_storing(episodes: list[Episode], monkeypatch: pytest.MonkeyPatch) -> tuple[dict[bytes, bytes], object]:
+    """All rows of an agent but its head, and what the head says, after storing one by one at the same times."""
+    now_ns = 1_800_000_000_000_000_000
+    with monkeypatch.context() as patched, open_store(backend="ephemeral", durability="async") as store:
+        patched.setattr(store._context, "clock_ns", lambda: now_ns)
+        patched.setattr(store._context, "single_process", True)  # the short way is for one opener
+        memory = store.agent_memory(AGENT)
+        for episode in episodes:
+            memory.store_episode(episode)
+            now_ns += 200_000_000
+        head = store._context.head(memory._operations._agent)
+        rows = {
+            key: value
+            for space in (Space.EPISODE, Space.VITALITY, Space.CHANGE)
+            for key, value in store._backend.scan(*AgentKeys(AGENT).range(space))
+        }
+        if head is None:
+            return rows, None
+        return rows, (head.sequence, head.transaction_us, head.newest_id, head.types, head.record_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -144,7 +145,7 @@ class TestLag:
             lags.append(head_of(store).sequence - stored_head(store).sequence)
         assert 10 < max(lags) < LAG_MAX
 
-    @pytest.mark.parametrize("kind", ["update", "delete", "large batch"])
+    @pytest.mark.parametrize("kind", ["update", "delete", "batch"])
     def test_any_other_write_stores_the_head(self, store: Store, kind: str) -> None:
         memory = store.agent_memory(AGENT)
         for number in range(5):
@@ -155,7 +156,7 @@ class TestLag:
         elif kind == "delete":
             memory.delete_episode(id_)
         else:
-            memory.store_episodes(note(number) for number in range(commit._STORE_IDS_AHEAD_MAX + 1))
+            memory.store_episodes(note(number) for number in range(2))
         assert stored_head(store).encode(b"") == head_of(store).encode(b"")
 
     def test_it_does_not_grow_while_handles_come_and_go(self, open_here: OpenHere, short_log: int) -> None:
@@ -338,6 +339,9 @@ class TestFailures:
             patch.setattr(store._backend, "write", fail)
             with pytest.raises(StorageError, match="does not answer"):
                 calls[verb]()
+        deadline_s = time.monotonic() + 20
+        while not store.health().ok and time.monotonic() < deadline_s:
+            time.sleep(0.02)  # the engine is opened anew
         if not written:
             assert known_of(store) == before
         assert memory.get_recent_episodes() == list(memory.episodes(reverse=True))

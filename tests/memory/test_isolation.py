@@ -16,14 +16,14 @@ from qilbee_core.keys import AGENT_ID_BYTES_MAX, AgentKeys, Space, encode_agent_
 
 PAIRS = 10_000
 AGENTS = 220
-# Those that begin with the agent; EXPIRY is ordered by time.
-AGENT_SPACES = [space for space in Space if space not in (Space.CATALOG, Space.ACCOUNT, Space.EXPIRY)]
+AGENT_SPACES = [space for space in Space if space not in (Space.CATALOG, Space.ACCOUNT)]
 FIELDS_BYTES = {
     Space.AGENT: 0,
     Space.EPISODE: 16,
     Space.STATE: 16,
     Space.HISTORY: 24,
     Space.VITALITY: 25,
+    Space.EXPIRY: 24,
     Space.CHANGE: 8,
     Space.KEY: 16,
     Space.TERMS: 17,

@@ -546,7 +546,7 @@ class TestSizes:
         part = random.Random(1).randbytes(limits.CONTENT_BYTES_MAX // 2 - 100).hex()
         whole = [Episode(AGENT, "note", {"text": part}) for _ in range(limits.BATCH_BYTES_MAX // len(part) + 1)]
         assert len(whole) == 33
-        with pytest.raises(InvalidError, match=f"the most is {limits.BATCH_BYTES_MAX}.*import_episodes"):
+        with pytest.raises(InvalidError, match=f"the most in a batch is {limits.BATCH_BYTES_MAX}.*import_episodes"):
             memory.store_episodes(whole)
         assert list(memory.episodes()) == []
         assert len(memory.store_episodes(whole[:-1])) == 32

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from qilbee_core.episode import MemoryType
 from qilbee_core.keys import AgentKeys, Space
 
 RAM_DISK = Path("/dev/shm")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NOON = datetime(2024, 2, 29, 12, tzinfo=UTC)
 AGENTS = ["bot", "bot:2", "caf\u00e9"]
 TYPES = ["note", "other", "third"]
@@ -35,6 +37,16 @@ texts = st.sampled_from(["", "tea", "x" * 700, "\u2028", "1"])
 kinds = st.sampled_from(TYPES)
 memory_types = st.sampled_from(["episodic", "semantic", "procedural", "factual"])
 keys = st.sampled_from([None, None, "k1", "k2"])
+
+
+class Standing(NamedTuple):
+    """What the model remembers of what moves."""
+
+    memory_type: str
+    strength: float
+    since_us: int
+    expires_us: float
+    pinned: bool
 
 
 class Known(NamedTuple):
@@ -60,6 +72,8 @@ class MemoryMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.now_us = 1_800_000_000_000_000
+        self.standing: dict[str, dict[str, Standing]] = {agent: {} for agent in AGENTS}
         self.directory = Path(tempfile.mkdtemp())
         self.known: dict[str, dict[str, list[Known]]] = {agent: {} for agent in AGENTS}
         """Of each agent, the versions of each episode by its id, oldest first."""
@@ -71,7 +85,9 @@ class MemoryMachine(RuleBasedStateMachine):
         self.store = self.open()
 
     def open(self) -> Store:
-        return open_store(self.directory / "data", backend=self.engine, recent_cache_bytes=5_000, durability="async")
+        store = open_store(self.directory / "data", backend=self.engine, recent_cache_bytes=5_000, durability="async")
+        store._context.clock_ns = lambda: self.now_us * 1000
+        return store
 
     def do(self, agent: str, verb: str, *args: Any, **kwargs: Any) -> Any:
         """Call a verb, through each face in turn where there are two."""
@@ -94,7 +110,25 @@ class MemoryMachine(RuleBasedStateMachine):
         ids = sorted(self.known[agent])
         return ids[number % len(ids)] if ids else None
 
-    def episode(self, agent: str, minute: int, known: Known, id_: str | None = None) -> Episode:
+    def relevance(self, agent: str, id_: str) -> float:
+        """By the formula of docs/memory.md, in floats."""
+        standing = self.standing[agent][id_]
+        half_life_days = {"episodic": 30, "semantic": 180}.get(standing.memory_type, inf)
+        if standing.pinned:
+            return 1.0
+        age_days = max(0, self.now_us - standing.since_us) / 86_400e6
+        return float(standing.strength * 2 ** (-age_days / half_life_days))
+
+    def expire(self) -> None:
+        """Forget what has expired by now."""
+        for agent in AGENTS:
+            for id_, standing in list(self.standing[agent].items()):
+                if standing.expires_us <= self.now_us and not standing.pinned:
+                    self.forget(agent, id_)
+
+    def episode(
+        self, agent: str, minute: int, known: Known, id_: str | None = None, hours: int | None = None
+    ) -> Episode:
         memory_type: MemoryType = known.memory_type  # type: ignore[assignment]
         return Episode(
             agent,
@@ -104,22 +138,44 @@ class MemoryMachine(RuleBasedStateMachine):
             event_time=None if id_ else NOON + timedelta(minutes=minute),
             memory_type=memory_type,
             relevance=(known.number + 1) / 32,
+            expires_at=None if hours is None else EPOCH + timedelta(microseconds=self.now_us, hours=hours),
             id=id_,
         )
 
-    def remember(self, agent: str, id_: str, known: Known) -> None:
+    def remember(self, agent: str, id_: str, known: Known, hours: int | None = None) -> None:
+        expires_us = inf if hours is None else self.now_us + hours * 3_600_000_000
+        self.standing[agent][id_] = Standing(
+            known.memory_type, (known.number + 1) / 32, self.now_us, expires_us, pinned=False
+        )
         self.known[agent][id_] = [known]
         self.first[agent][id_] = known
         self.wrote.add(agent)
 
     # Writes
 
-    @rule(agent=agents, minute=minutes, number=numbers, text=texts, kind=kinds, memory_type=memory_types, key=keys)
+    @rule(
+        agent=agents,
+        minute=minutes,
+        number=numbers,
+        text=texts,
+        kind=kinds,
+        memory_type=memory_types,
+        key=keys,
+        hours=st.none() | st.sampled_from([1, 48]),
+    )
     def store_one(
-        self, agent: str, minute: int, number: int, text: str, kind: str, memory_type: str, key: str | None
+        self,
+        agent: str,
+        minute: int,
+        number: int,
+        text: str,
+        kind: str,
+        memory_type: str,
+        key: str | None,
+        hours: int | None,
     ) -> None:
         known = Known(text, number, kind, memory_type)
-        episode = self.episode(agent, minute, known)
+        episode = self.episode(agent, minute, known, hours=hours)
         marked = self.marks[agent].get(key or "")
         if marked is not None and self.first[agent][marked] != known:
             with pytest.raises(ConflictError):
@@ -130,7 +186,7 @@ class MemoryMachine(RuleBasedStateMachine):
             assert id_ == marked
             return
         assert id_ == episode.id
-        self.remember(agent, id_, known)
+        self.remember(agent, id_, known, hours)
         if key is not None:
             self.marks[agent][key] = id_
 
@@ -189,17 +245,99 @@ class MemoryMachine(RuleBasedStateMachine):
         self.forget(agent, id_)
 
     def forget(self, agent: str, id_: str) -> None:
-        del self.known[agent][id_], self.first[agent][id_]
+        del self.known[agent][id_], self.first[agent][id_], self.standing[agent][id_]
         self.marks[agent] = {key: marked for key, marked in self.marks[agent].items() if marked != id_}
 
     @rule(agent=agents, number=numbers)
     def clear(self, agent: str, number: int) -> None:
         if number % 4:
             return
-        assert self.do(agent, "clear").episodes == len(self.known[agent])
+        rows = list(self.store._backend.scan(*AgentKeys(agent).range(Space.EPISODE)))
+        assert self.do(agent, "clear").episodes == len(rows)  # also what has expired and is not removed yet
         for id_ in list(self.known[agent]):
             self.forget(agent, id_)
         self.wrote.discard(agent)
+
+    # Time
+
+    @rule(hours=st.sampled_from([1, 24, 24 * 29]))
+    def time_goes_by(self, hours: int) -> None:
+        self.now_us += hours * 3_600_000_000
+        self.expire()
+
+    @rule(agent=agents, number=numbers, share=st.sampled_from([0.25, 0.5, 1.0]))
+    def boost(self, agent: str, number: int, share: float) -> None:
+        id_ = self.pick(agent, number)
+        if id_ is None:
+            with pytest.raises(NotFoundError):
+                self.do(agent, "boost", Episode(agent, "note", {}).id, share)
+            return
+        standing = self.standing[agent][id_]
+        self.standing[agent][id_] = free = standing._replace(pinned=False)
+        before = self.relevance(agent, id_)
+        after = before + share * (1 - before)
+        self.standing[agent][id_] = free._replace(strength=after, since_us=self.now_us, pinned=standing.pinned)
+        self.compare(agent, [self.do(agent, "boost", id_, share)], [id_])
+
+    @rule(agent=agents, number=numbers, pinned=st.booleans())
+    def pin(self, agent: str, number: int, pinned: bool) -> None:
+        id_ = self.pick(agent, number)
+        if id_ is None:
+            return
+        standing = self.standing[agent][id_] = self.standing[agent][id_]._replace(pinned=pinned)
+        told = self.do(agent, "pin" if pinned else "unpin", id_)
+        assert told.pinned is pinned
+        if standing.expires_us <= self.now_us and not pinned:
+            self.forget(agent, id_)
+        else:
+            self.compare(agent, [told], [id_])
+
+    @rule(
+        agent=agents,
+        least=st.sampled_from([0.0, 0.1, 0.4, 1.0]),
+        most=st.none() | st.sampled_from([0, 3, 20]),
+        dry_run=st.booleans(),
+    )
+    def forget_some(self, agent: str, least: float, most: int | None, dry_run: bool) -> None:
+        standing = self.standing[agent]
+        free = sorted((id_ for id_ in standing if not standing[id_].pinned), key=lambda id_: self.relevance(agent, id_))
+        due = [id_ for id_ in free if self.relevance(agent, id_) < least - 1e-6]
+        if most is not None and len(standing) - len(due) > most:
+            due = free[: len(standing) - most]
+        receipt = self.do(agent, "forget", least, max_episodes=most, dry_run=dry_run)
+        values = sorted(self.relevance(agent, id_) for id_ in receipt.ids)
+        # Of equal ones which go is not the model's to say.
+        near = [id_ for id_ in free if abs(self.relevance(agent, id_) - least) <= 1e-6] if most is None else []
+        assert len(due) <= receipt.episodes == len(receipt.ids) <= len(due) + len(near)
+        assert values[: len(due)] == pytest.approx([self.relevance(agent, id_) for id_ in due], rel=1e-4)
+        assert not any(standing[id_].pinned for id_ in receipt.ids)
+        if not dry_run:
+            for id_ in receipt.ids:
+                self.forget(agent, id_)
+
+    @rule(
+        agent=agents,
+        limit=st.integers(1, 9),
+        least=st.none() | st.sampled_from([0.1, 0.5]),
+        memory_type=memory_types | st.none(),
+        kind=kinds | st.none(),
+    )
+    def recall(self, agent: str, limit: int, least: float | None, memory_type: str | None, kind: str | None) -> None:
+        told = self.do(agent, "recall", limit, min_relevance=least, memory_type=memory_type, episode_type=kind)
+        self.compare(agent, told, [episode.id for episode in told])
+        assert len({episode.id for episode in told}) == len(told)
+        expected = sorted(
+            (
+                self.relevance(agent, id_)
+                for id_, versions in self.known[agent].items()
+                if memory_type in (None, versions[-1].memory_type) and kind in (None, versions[-1].episode_type)
+                if least is None or self.relevance(agent, id_) >= least
+            ),
+            reverse=True,
+        )
+        if least is None or all(abs(value - least) > 1e-6 for value in expected):
+            assert [episode.relevance for episode in told] == pytest.approx(expected[:limit], rel=1e-4)
+        assert sorted(told, key=lambda episode: -episode.pinned) == told
 
     # Reads
 
@@ -260,12 +398,16 @@ class MemoryMachine(RuleBasedStateMachine):
         }
         times = [Episode(agent, "", {}, id=id_).event_time for id_ in self.known[agent]]
         assert (told.oldest_episode, told.newest_episode) == (min(times, default=None), max(times, default=None))
-        expected = sum((one.number + 1) / 32 for one in now) / max(1, len(now))
+        expected = sum(self.relevance(agent, id_) for id_ in self.known[agent]) / max(1, len(now))
         assert told.avg_relevance == pytest.approx(expected, rel=1e-4)
 
     def compare(self, agent: str, told: list[Episode], ids: list[str]) -> None:
         assert [episode.id for episode in told] == ids
         assert [seen(episode) for episode in told] == [self.known[agent][id_][-1] for id_ in ids]
+        assert [episode.relevance for episode in told] == pytest.approx(
+            [self.relevance(agent, id_) for id_ in ids], rel=1e-4
+        )
+        assert [episode.pinned for episode in told] == [self.standing[agent][id_].pinned for id_ in ids]
 
     # The store
 
@@ -285,7 +427,7 @@ class MemoryMachine(RuleBasedStateMachine):
         elif number < 15:
             report = self.store.repair()
             assert report.after.problems == []
-            assert report.episodes == sum(map(len, self.known.values()))
+            assert report.episodes >= sum(map(len, self.known.values()))
 
     @invariant()
     def only_those_who_wrote_are_agents(self) -> None:
@@ -314,6 +456,11 @@ def machine(engine_: str, *, faces: bool) -> type[MemoryMachine]:
         both_faces = faces
 
     return Machine
+
+
+@pytest.fixture(autouse=True)
+def reading_changes_nothing(monkeypatch: pytest.MonkeyPatch, no_settings_of_the_user: None) -> None:
+    monkeypatch.setenv("QILBEE_MEMORY_REINFORCEMENT_SHARE", "0")
 
 
 @pytest.fixture(autouse=True)

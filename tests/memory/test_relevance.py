@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import random
-import time
 from decimal import Decimal, getcontext
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qilbee_core import Episode, Store
-from qilbee_core.memory.relevance import STRENGTH_MIN, Order, _log2, average, contribution, relevance, vitality
+from qilbee_core.memory.relevance import (
+    STRENGTH_MIN,
+    Order,
+    _log2,
+    average,
+    contribution,
+    reinforced,
+    relevance,
+    vitality,
+)
 
 HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
@@ -97,6 +107,36 @@ class TestOrder:
     def test_a_place_is_a_signed_integer_of_64_bits(self, strength: float, at_us: int, half_life_us: int) -> None:
         for by in (order(half_life_us), order(None)):
             assert -(1 << 63) <= vitality(by, strength, at_us) < 1 << 63
+
+
+class TestReinforcement:
+    @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+    def test_it_never_makes_less_relevant_nor_more_than_fully_so(
+        self, before: float, share: float, more: float
+    ) -> None:
+        after = reinforced(before, share)
+        assert before <= after <= 1.0
+        low, high = sorted((share, more))
+        assert reinforced(before, low) <= reinforced(before, high)
+        assert reinforced(before, 0.0) == before
+        assert reinforced(before, 1.0) == pytest.approx(1.0)
+
+    @given(st.floats(0, 0.98), st.floats(0.01, 1), half_lives, ages)
+    def test_who_was_reinforced_is_ahead_ever_after(
+        self, before: float, share: float, half_life_us: int, later: int
+    ) -> None:
+        by, now = order(half_life_us), EPOCH_US + later
+        without = relevance(by, vitality(by, before, EPOCH_US), now)
+        assert relevance(by, vitality(by, reinforced(before, share), EPOCH_US), now) >= without
+
+    def test_the_picture_is_what_its_script_draws(self) -> None:
+        docs = Path(__file__).parents[2] / "docs"
+        spec = importlib.util.spec_from_file_location("plot_relevance", docs / "plot_relevance.py")
+        assert spec is not None
+        assert spec.loader is not None
+        script = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(script)
+        assert script.drawing() == (docs / "relevance.svg").read_text()
 
 
 class TestAccuracy:
@@ -218,16 +258,14 @@ class TestSums:
         assert told == pytest.approx(0.5, rel=1e-9)
 
     @pytest.mark.parametrize("engine", ["ephemeral", "rocksdb"], scope="session")
-    def test_statistics_agree_with_the_episodes_over_years(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_statistics_agree_with_the_episodes_over_years(self, store: Store, clock: Any) -> None:
         memory = store.agent_memory("bot")
         draw = random.Random(3)
-        clock = {"ns": time.time_ns()}
-        monkeypatch.setattr(time, "time_ns", lambda: clock["ns"])
         types: list[Literal["episodic", "semantic", "procedural", "factual"]]
         types = ["episodic", "semantic", "procedural", "factual"]
         known: list[str] = []
         for step in range(100):
-            clock["ns"] += draw.randrange(40 * DAY_US) * 1000
+            clock.forward(microseconds=draw.randrange(40 * DAY_US))
             choice = draw.random()
             if known and choice < 0.3:
                 memory.delete_episode(known.pop(draw.randrange(len(known))))

@@ -437,10 +437,10 @@ class TestRanges:
         restored = 0
         restore = memory._operations._restore
 
-        def count(id_bytes: bytes, value: bytes) -> Episode:
+        def count(*given: Any) -> Episode | None:
             nonlocal restored
             restored += 1
-            return restore(id_bytes, value)
+            return restore(*given)
 
         monkeypatch.setattr(memory._operations, "_restore", count)
         view = memory.episodes()

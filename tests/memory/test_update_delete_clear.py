@@ -119,12 +119,9 @@ class TestUpdates:
             memory.update_episode(id_, content={})
         assert memory.get_statistics().total_episodes == 0
 
-    def test_relevance_goes_on_decaying_from_the_first_store(
-        self, memory: AgentMemory, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_relevance_goes_on_decaying_from_the_first_store(self, memory: AgentMemory, clock: Any) -> None:
         id_ = memory.store_episode(note("first"))
-        now_ns = time.time_ns()
-        monkeypatch.setattr(time, "time_ns", lambda: now_ns + 30 * 86_400 * 10**9)
+        clock.forward(days=30)
         updated = memory.update_episode(id_, content={"text": "second"})
         read = memory.get_episode(id_)
         assert read is not None
@@ -345,21 +342,19 @@ class TestStatistics:
         memory.delete_episode(last.id)
         assert memory.get_statistics().avg_relevance == pytest.approx((0.25 + 0.5 + 1.0) / 3, rel=1e-6)
 
-    def test_the_average_decays_with_the_episodes(self, memory: AgentMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_average_decays_with_the_episodes(self, memory: AgentMemory, clock: Any) -> None:
         memory.store_episodes([at(0, relevance=0.8), at(1, memory_type="semantic"), at(2, memory_type="factual")])
-        now_ns = time.time_ns()
-        for days in (0, 1, 45, 1000):
-            monkeypatch.setattr(time, "time_ns", lambda days=days: now_ns + days * 86_400 * 10**9)
+        for days in (0, 1, 44, 955):
+            clock.forward(days=days)
             expected = sum(episode.relevance for episode in memory.episodes()) / 3
             assert memory.get_statistics().avg_relevance == pytest.approx(expected, rel=1e-9)
 
     @pytest.mark.parametrize("days", [0, 1, 400])
     def test_the_average_is_never_above_one_though_the_clock_was_set_back(
-        self, memory: AgentMemory, monkeypatch: pytest.MonkeyPatch, days: int
+        self, memory: AgentMemory, clock: Any, days: int
     ) -> None:
         memory.store_episodes(at(minute) for minute in range(3))
-        now_ns = time.time_ns()
-        monkeypatch.setattr(time, "time_ns", lambda: now_ns - days * 86_400 * 10**9)
+        clock.forward(days=-days)
         assert {round(episode.relevance, 3) for episode in memory.episodes()} == {1.0}
         assert 0.99 < memory.get_statistics().avg_relevance <= 1.0
 

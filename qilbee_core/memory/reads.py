@@ -1,0 +1,276 @@
+"""Reading an agent's memory: by id, by time, by relevance.
+
+What has expired is in no answer, whether or not it has been removed yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from heapq import merge
+from itertools import islice, repeat
+from operator import itemgetter
+from typing import NamedTuple
+
+from qilbee_core.episode import Episode, MemoryType
+from qilbee_core.errors import InvalidError, shown
+from qilbee_core.ids import lowest_id, parse_id, us_of_datetime
+from qilbee_core.keys import Space, place_of
+from qilbee_core.limits import LIMIT_MAX, check_flag, check_limit, check_memory_type, check_moment, check_share
+from qilbee_core.memory.commit import Agent, Context
+from qilbee_core.memory.document import MEMORY_TYPE_NUMBERS, EpisodeDocument
+from qilbee_core.memory.relevance import PINNED_ORDERS, STRENGTH_MIN, Order, relevance, vitality
+from qilbee_core.memory.state import State, decode_state, has_expired
+
+__all__ = ["FRESH", "Found", "Ranked", "Reads"]
+
+FRESH = 0.99
+"""What is as relevant as this gains too little from an access to be worth a write."""
+
+
+class Found(NamedTuple):
+    """All that is stored of one episode."""
+
+    id_bytes: bytes
+    value: bytes
+    document: EpisodeDocument
+    state: State | None
+
+    def has_expired(self, now_us: int) -> bool:
+        """Whether no verb may find it any more."""
+        return has_expired(self.document, self.state, now_us)
+
+
+class Ranked(NamedTuple):
+    """A row of an order of relevance, and what it means now."""
+
+    relevance: float
+    place: int
+    id_bytes: bytes
+
+
+class Reads:
+    """The operations that change nothing."""
+
+    def __init__(self, context: Context, agent_id: str) -> None:
+        self._context = context
+        self._agent: Agent = context.agent(agent_id)
+        self._keys = self._agent.keys
+        self._backend = context.backend
+        self._records = context.records
+        self.agent_id = self._agent.id
+
+    def get(self, id: str) -> Episode | None:
+        """The episode, or None."""
+        id_bytes = parse_id(id)
+        value = self._agent.tail.values.get(id_bytes) or self._backend.get(self._keys.episode(id_bytes))
+        if value is None:
+            return None
+        episode = self._restore(id_bytes, value, self._state(id_bytes), self._context.now_us())
+        if episode is not None and episode.relevance < FRESH:
+            self._accessed(episode)
+        return episode
+
+    def get_many(self, ids: Sequence[str]) -> list[Episode | None]:
+        """One answer for each id, in the order given."""
+        if isinstance(ids, str) or not isinstance(ids, Sequence):
+            raise InvalidError(f"ids is {type(ids).__name__}", remedy="give a list of ids")
+        if len(ids) > LIMIT_MAX:
+            raise InvalidError(f"{len(ids)} ids, the most is {LIMIT_MAX}", remedy="ask for them in parts")
+        all_bytes = [parse_id(text) for text in ids]
+        now_us = self._context.now_us()
+        values = self._backend.get_many([self._keys.episode(id_bytes) for id_bytes in all_bytes])
+        episodes = self._restore_all(zip(all_bytes, values, strict=True), all_bytes, now_us)
+        for episode in episodes:
+            if episode is not None and episode.relevance < FRESH:
+                self._accessed(episode)
+        return episodes
+
+    def recent(
+        self, limit: int, before: str | None, episode_type: str | None, memory_type: MemoryType | None
+    ) -> list[Episode]:
+        """The newest by event time, below ``before``."""
+        check_limit(limit)
+        before_bytes = None if before is None else parse_id(before)
+        check_filters(episode_type, memory_type)
+        if episode_type is None and memory_type is None:
+            pairs = self._newest(limit, before_bytes)
+            restored_all = self._restore_all(pairs, [pair[0] for pair in pairs], self._context.now_us())
+            episodes = [episode for episode in restored_all if episode is not None]
+            if len(episodes) == len(pairs):
+                return episodes
+            # Some have expired: there may be others behind them.
+        restored = self._restored(pair_of(row) for row in self._scan(before_bytes))
+        return list(islice((episode for episode in restored if matches(episode, episode_type, memory_type)), limit))
+
+    def _newest(self, limit: int, before: bytes | None) -> list[tuple[bytes, bytes]]:
+        context, agent = self._context, self._agent
+        if before is not None or not context.single_process or not context.tails.bytes_max:
+            return self._take(self._scan(before), limit)
+        known = context.tails.newest(agent.tail, limit, None)
+        if known is None:
+            # Under the lock, so that nothing is stored between what is read and what the tail believes.
+            with agent.lock:
+                known = self._take(self._scan(None), limit)
+                if known:
+                    context.tails.fill(agent.tail, known, whole=len(known) < limit)
+        return known
+
+    @staticmethod
+    def _take(rows: Iterator[tuple[bytes, bytes]], limit: int) -> list[tuple[bytes, bytes]]:
+        return [pair_of(row) for row in islice(rows, limit)]
+
+    def _scan(self, before: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        start, stop = self._keys.range(Space.EPISODE)
+        return self._backend.scan(start, stop if before is None else self._keys.episode(before), reverse=True)
+
+    def between(self, start: datetime | None, end: datetime | None, *, reverse: bool) -> Iterator[Episode]:
+        """Episodes with ``start <= event time < end``, as they are now, one at a time."""
+        check_flag(reverse, "reverse")
+        low, high = self._keys.range(Space.EPISODE)
+        if start is not None:
+            check_moment(start, "start")
+            low = self._keys.episode(lowest_id(us_of_datetime(start)))
+        if end is not None:
+            check_moment(end, "end")
+            high = self._keys.episode(lowest_id(us_of_datetime(end)))
+        rows = self._backend.scan(low, high, reverse=reverse)
+        return self._restored(pair_of(row) for row in rows)
+
+    def recall(
+        self,
+        limit: int,
+        min_relevance: float | None,
+        memory_type: MemoryType | None,
+        episode_type: str | None,
+    ) -> list[Episode]:
+        """The most relevant now, those that are pinned first."""
+        check_limit(limit)
+        if min_relevance is not None:
+            check_share(min_relevance, "min_relevance")
+        check_filters(episode_type, memory_type)
+        now_us = self._context.now_us()
+        orders = [each for each in (*PINNED_ORDERS, *self._context.orders) if memory_type in (None, each.memory_type)]
+        if (head := self._agent.head) is not None:
+            orders = [order for order in orders if order.number in head.tallies]  # the others are empty
+        found: dict[bytes, Episode] = {}  # one that moves meanwhile may be met in two places
+        for ranked in self._ranked(orders, now_us, reverse=True):
+            if min_relevance is not None and ranked.relevance < min_relevance:
+                break
+            value = self._backend.get(self._keys.episode(ranked.id_bytes))
+            if value is None:
+                continue
+            episode = self._restore(ranked.id_bytes, value, self._state(ranked.id_bytes), now_us)
+            if episode is not None and matches(episode, episode_type, memory_type):
+                found[ranked.id_bytes] = episode
+                if len(found) == limit:
+                    break
+        return list(found.values())
+
+    def _ranked(self, orders: Sequence[Order], now_us: int, *, reverse: bool) -> Iterator[Ranked]:
+        """The rows of several orders by relevance, lowest first; of equal ones those of the first order."""
+
+        def rows_of(order: Order) -> Iterator[Ranked]:
+            for key, _ in self._backend.scan(*self._keys.order_range(order.number), reverse=reverse):
+                place = place_of(key)
+                yield Ranked(relevance(order, place, now_us), place, key[-16:])
+
+        return merge(*map(rows_of, orders), key=itemgetter(0), reverse=reverse)
+
+    def history(self, id: str) -> list[Episode]:
+        """Every version of an episode that was replaced, oldest first."""
+        id_bytes = parse_id(id)
+        current, now_us = self._find(id_bytes), self._context.now_us()
+        if current is None or current.has_expired(now_us):
+            return []
+        return [
+            self._episode(id_bytes, EpisodeDocument.from_fields(self._records.open(key, value)), current.state, now_us)
+            for key, value in self._backend.scan(*self._keys.history_range(id_bytes))
+        ]
+
+    # --- parts of the above
+
+    def _accessed(self, episode: Episode) -> None:
+        """Note that a caller asked for this episode and got it, less than FRESH as it was."""
+        accesses = self._context.accesses
+        half_life_us = self._context.orders[MEMORY_TYPE_NUMBERS[episode.memory_type]].half_life_us
+        if accesses is not None and half_life_us is not None:
+            accesses.note(self.agent_id, episode._id, self._context.now_us())
+
+    def _find(self, id_bytes: bytes) -> Found | None:
+        """All that is stored of an episode, also where it has expired."""
+        value = self._backend.get(self._keys.episode(id_bytes))
+        return None if value is None else Found(id_bytes, value, self._open(id_bytes, value), self._state(id_bytes))
+
+    def _open(self, id_bytes: bytes, value: bytes) -> EpisodeDocument:
+        return EpisodeDocument.from_fields(self._records.open(self._keys.episodes + id_bytes, value))
+
+    def _state(self, id_bytes: bytes) -> State | None:
+        head = self._agent.head
+        if (head is not None and not head.states) or not self._context.may_have_states(self._agent):
+            return None
+        key = self._keys.state(id_bytes)
+        value = self._backend.get(key)
+        return None if value is None else decode_state(key, value)
+
+    def _states(self, ids: Sequence[bytes]) -> Iterable[State | None]:
+        """The states of several episodes, for as long as anybody asks."""
+        if not self._context.may_have_states(self._agent):
+            return repeat(None)
+        keys = [self._keys.state(id_bytes) for id_bytes in ids]
+        values = self._backend.get_many(keys)
+        return [None if value is None else decode_state(key, value) for key, value in zip(keys, values, strict=True)]
+
+    def _restore(self, id_bytes: bytes, value: bytes, state: State | None, now_us: int) -> Episode | None:
+        """The episode, or None where it has expired."""
+        document = self._open(id_bytes, value)
+        if document.expires_us and has_expired(document, state, now_us):
+            return None
+        return self._episode(id_bytes, document, state, now_us)
+
+    def _restore_all(
+        self, pairs: Iterable[tuple[bytes, bytes | None]], ids: Sequence[bytes], now_us: int
+    ) -> list[Episode | None]:
+        """The same for several records at once, None also where there is none."""
+        return [
+            None if value is None else self._restore(id_bytes, value, state, now_us)
+            for (id_bytes, value), state in zip(pairs, self._states(ids), strict=False)
+        ]
+
+    def _restored(self, pairs: Iterable[tuple[bytes, bytes]]) -> Iterator[Episode]:
+        """The same one after another, as they are asked for, without what has expired."""
+        for id_bytes, value in pairs:
+            episode = self._restore(id_bytes, value, self._state(id_bytes), self._context.now_us())
+            if episode is not None:
+                yield episode
+
+    def _episode(self, id_bytes: bytes, document: EpisodeDocument, state: State | None, now_us: int) -> Episode:
+        order = self._context.orders[document.memory_type]
+        if state is None:
+            strength, start_us = document.strength, document.decay_start_us()
+        elif state.pinned:
+            return document.episode(self.agent_id, id_bytes, 1.0, pinned=True)
+        else:
+            strength, start_us = state.strength, state.reinforced_us
+        if order.half_life_us is None:
+            return document.episode(self.agent_id, id_bytes, max(strength, STRENGTH_MIN))
+        now = relevance(order, vitality(order, strength, start_us), now_us)
+        return document.episode(self.agent_id, id_bytes, now)
+
+
+def pair_of(row: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """Id and record of a row of EPISODE."""
+    return row[0][-16:], row[1]
+
+
+def check_filters(episode_type: str | None, memory_type: MemoryType | None) -> None:
+    """Refuse what is neither None nor the name of a type."""
+    if memory_type is not None:
+        check_memory_type(memory_type)
+    if episode_type is not None and type(episode_type) is not str:
+        raise InvalidError(f"episode_type is {shown(episode_type)}", remedy="give the name of a type")
+
+
+def matches(episode: Episode, episode_type: str | None, memory_type: MemoryType | None) -> bool:
+    """Whether an episode is of the types asked for; None: of any."""
+    return episode_type in (None, episode.episode_type) and memory_type in (None, episode.memory_type)
