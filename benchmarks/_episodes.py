@@ -8,14 +8,25 @@ from itertools import count
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 from rocksdict import BottommostLevelCompaction, CompactOptions, Rdict
 from rocksdict import WriteBatch as RawBatch
 
 import qilbee_core
-from qilbee_core import BackendOptions, DeleteRange, Episode, JSONObject, Put, Settings, Store, WriteBatch, open_store
+from qilbee_core import (
+    BackendOptions,
+    DeleteRange,
+    Episode,
+    JSONObject,
+    Put,
+    SearchSettings,
+    Settings,
+    Store,
+    WriteBatch,
+    open_store,
+)
 from qilbee_core.backends._rocksdb_options import EngineSettings, rocksdb_options, write_options
 from qilbee_core.keys import Space
 
@@ -88,10 +99,12 @@ def made(agent_id: str, exchanges: list[Given]) -> list[Episode]:
 
 
 @contextmanager
-def fresh_store(**overrides: object) -> Iterator[Store]:
-    """A new store on disk with default settings but for ``overrides``, gone afterwards."""
+def fresh_store(indexing: Literal["background", "off"] = "off", /, **overrides: object) -> Iterator[Store]:
+    """A new store on disk with default settings but for ``overrides``, gone afterwards; without search by default."""
     with TemporaryDirectory(prefix="qilbee-bench-") as directory:
-        settings = Settings().with_storage({"data_path": directory, **overrides})
+        settings = Settings(search=SearchSettings(indexing=indexing)).with_storage(
+            {"data_path": directory, **overrides}
+        )
         with open_store(settings) as store:
             yield store
 

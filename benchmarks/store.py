@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from random import Random
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from _episodes import RECORD_BYTES, Given, RawWrite, conversations, fresh_store, given, made, raw_database, recorded
 from _measure import Arm, Slices, Target, comparison, console, interleave, machine, timed
@@ -23,7 +23,7 @@ from qilbee_core.keys import AgentKeys, Space
 from qilbee_core.memory.agent import AgentMemory
 
 AGENT = "support-desk"
-SLICE = 200
+SLICE = 500
 WARM_UP = 300
 """What is done before the clock starts: the first writes of a database allocate its memtable.
 
@@ -95,8 +95,8 @@ def store_episode(record_bytes: int, rounds: int, operations: int) -> None:
 
             yield from in_slices(work, writes)
 
-    def store(*, read: bool) -> Slices:
-        with fresh_store() as opened:
+    def store(*, read: bool = False, indexing: Literal["background", "off"] = "off") -> Slices:
+        with fresh_store(indexing) as opened:
             memory = opened.agent_memory(AGENT)
             store_episode = memory.store_episode
 
@@ -112,8 +112,9 @@ def store_episode(record_bytes: int, rounds: int, operations: int) -> None:
     arms: dict[str, Arm] = {
         "raw put of the record": raw_put,
         "raw batch of all keys": raw_batch,
-        "store_episode": partial(store, read=False),
+        "store_episode": store,
         "store_episode, read meanwhile": partial(store, read=True),
+        "store_episode, indexed meanwhile": partial(store, indexing="background"),
         "making the Episode": making,
     }
     bytes_mean = sum(len(value) for _, value in records) / len(records)
@@ -126,6 +127,7 @@ def store_episode(record_bytes: int, rounds: int, operations: int) -> None:
             Target("store_episode", "raw batch of all keys", 1.8),
             Target("store_episode, read meanwhile", "raw put of the record", 3.5),
             Target("store_episode, read meanwhile", "raw batch of all keys", 1.8),
+            Target("store_episode, indexed meanwhile", "store_episode", None),
             Target("making the Episode", "raw put of the record", None),
         ],
     )

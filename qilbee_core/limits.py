@@ -142,8 +142,8 @@ def check_object(value: JSONObject, name: str, bytes_max: int) -> None:
             f"{name} is {type(value).__name__}, not a dict", remedy=f'wrap it, for example {name}={{"text": ...}}'
         )
     # The common case, a few texts, costs one short loop; check_sizes() follows once it is encoded.
-    for key in value:
-        if type(key) is not str or type(value[key]) is not str:
+    for key, item in value.items():
+        if type(key) is not str or type(item) is not str:
             break
     else:
         if len(value) <= JSON_KEYS_MAX:

@@ -57,6 +57,10 @@ class Records:
     def seal_encoded(self, key: bytes, body: bytes) -> bytes:
         """The same for a document that is encoded already."""
         raw_bytes = len(body)
+        if self._codec is None and raw_bytes < _RAW_HEADERS:
+            # envelope.seal() for an uncompressed body of the usual size, which is on the path of every store.
+            sealed = self._raw_headers[raw_bytes] + body
+            return sealed + crc32(sealed, crc32(key)).to_bytes(4, "big")
         if raw_bytes > RECORD_BYTES_MAX:
             raise InvalidError(
                 f"the record takes {raw_bytes} bytes, the most is {RECORD_BYTES_MAX}", remedy="store it in parts"
@@ -66,10 +70,6 @@ class Records:
             if len(encoded) < raw_bytes:
                 envelope = Envelope(self._codec_tag, self._dictionary_id, self._serializer_tag, raw_bytes, encoded)
                 return seal(key, envelope)
-        if raw_bytes < _RAW_HEADERS:
-            # envelope.seal() for an uncompressed body of the usual size, which is on the path of every store.
-            sealed = self._raw_headers[raw_bytes] + body
-            return sealed + crc32(sealed, crc32(key)).to_bytes(4, "big")
         return seal(key, Envelope(_NO_CODEC, 0, self._serializer_tag, raw_bytes, body))
 
     def open(self, key: bytes, value: bytes) -> Document:

@@ -8,17 +8,14 @@ head or another episode's end that is due, an engine that others write to, or on
 from __future__ import annotations
 
 from qilbee_core.batch import Put, WriteBatch
-from qilbee_core.envelope import frame
 from qilbee_core.episode import Episode
 from qilbee_core.errors import WriteStallError
 from qilbee_core.limits import SURELY_FITTING_BYTES
 from qilbee_core.memory.commit import Agent, Context
 from qilbee_core.memory.document import usual_fields
-from qilbee_core.memory.log import ChangeKind, change_payload
+from qilbee_core.memory.log import store_entry
 
 __all__ = ["append"]
-
-_STORE = ChangeKind.STORE  # a name of the module is found four times faster than a member of an enum
 
 
 def append(context: Context, agent: Agent, episode: Episode) -> int | None:
@@ -51,7 +48,7 @@ def append(context: Context, agent: Agent, episode: Episode) -> int | None:
             return None
         value = records.seal_encoded(key, body)
         entry_key = keys.changes + sequence.to_bytes(8, "big")
-        entry = frame(entry_key, change_payload(_STORE, transaction_us, (id_bytes,)))
+        entry = store_entry(entry_key, transaction_us, id_bytes)
         try:
             context.backend.write(
                 WriteBatch((Put(key, value), Put(place.key_start + id_bytes, b""), Put(entry_key, entry)))

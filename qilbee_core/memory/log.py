@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
+from zlib import crc32
 
 from qilbee_core.envelope import unframe
 from qilbee_core.errors import CorruptRecordError
@@ -27,7 +28,7 @@ from qilbee_core.memory.relevance import Order, contribution
 from qilbee_core.memory.state import State, standing
 from qilbee_core.records import Records
 
-__all__ = ["Change", "ChangeKind", "change_payload", "count_episode", "parse_change", "read_head"]
+__all__ = ["Change", "ChangeKind", "change_payload", "count_episode", "parse_change", "read_head", "store_entry"]
 
 
 class ChangeKind(IntEnum):
@@ -53,6 +54,12 @@ _START = struct.Struct(">BQ")
 def change_payload(kind: ChangeKind, transaction_us: int, ids: Iterable[bytes]) -> bytes:
     """The bytes of an entry, to be framed."""
     return _START.pack(kind, transaction_us) + b"".join(ids)
+
+
+def store_entry(key: bytes, transaction_us: int, id_bytes: bytes) -> bytes:
+    """The framed entry of a store of one episode, which is on the path of every store."""
+    payload = _START.pack(1, transaction_us) + id_bytes
+    return payload + crc32(payload, crc32(key)).to_bytes(4, "big")
 
 
 def parse_change(key: bytes, value: bytes) -> Change:

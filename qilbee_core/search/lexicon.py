@@ -52,18 +52,13 @@ class Lexicon:
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:
-        """The vectors of all stems, in 15 MB."""
-        return self.vectors_of(list(range(len(self.numbers))))
-
-    def vectors_of(self, stems: list[int]) -> NDArray[np.float32]:
-        """A unit vector for each stem: the mean of those of its words."""
-        words = [self._words_of_stem[stem] for stem in stems]
-        vectors = shipped_vectors()[[word for each in words for word in each]].astype(np.float32)
+        """A unit vector for each stem: the mean of those of its words. 15 MB, made at the first search of a process."""
+        words = shipped_vectors()[[word for each in self._words_of_stem for word in each]].astype(np.float32)
+        words /= np.linalg.norm(words, axis=1, keepdims=True)
+        starts = np.cumsum([0, *map(len, self._words_of_stem[:-1])])
+        vectors: NDArray[np.float32] = np.add.reduceat(words, starts, axis=0)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        ends = np.cumsum([len(each) for each in words])
-        mean: NDArray[np.float32] = np.add.reduceat(vectors, ends - [len(each) for each in words], axis=0)
-        mean /= np.linalg.norm(mean, axis=1, keepdims=True)
-        return mean
+        return vectors
 
     def _neighbours(self, stem: int) -> list[tuple[int, float]]:
         """The stems nearest to a stem, best first, with their cosines: NEIGHBOUR_COSINE_MIN or more.
@@ -78,11 +73,8 @@ class Lexicon:
             for word in self._words_of_stem[stem]
             for other in near[starts[word] : starts[word + 1]].tolist()
         }
-        own, *candidates = [stem, *sorted(others - {stem})]
-        if not candidates:
-            return []
-        vectors = self.vectors_of([own, *candidates])
-        cosines = (vectors[1:] @ vectors[0]).tolist()
+        candidates = sorted(others - {stem})
+        cosines = (self.vectors[candidates] @ self.vectors[stem]).tolist()
         found = [each for each in zip(candidates, cosines, strict=True) if each[1] >= NEIGHBOUR_COSINE_MIN]
         return sorted(found, key=lambda each: (-each[1], each[0]))
 
@@ -90,7 +82,7 @@ class Lexicon:
         """The weighted sum of the vectors of some stems."""
         if not weights or not self.has_meaning:
             return np.zeros(TABLE_DIMENSIONS, np.float32)
-        total: NDArray[np.float32] = np.array(list(weights.values()), np.float32) @ self.vectors_of(list(weights))
+        total: NDArray[np.float32] = np.array(list(weights.values()), np.float32) @ self.vectors[list(weights)]
         return total
 
 

@@ -97,8 +97,10 @@ class Scores:
         self._asked = np.zeros(size, np.float32)
         self._match()
         self._session_best = np.zeros(index.timeline.sessions, np.float32)
-        found = np.flatnonzero(self._own > 0)
-        _maximum_at(self._session_best, index.timeline.session[found], self._own[found])
+        # By runs of turns first: those of a session mostly came one after the other.
+        session = index.timeline.session[:size]
+        first = np.flatnonzero(np.diff(session, prepend=-1))
+        _maximum_at(self._session_best, session[first], np.maximum.reduceat(self._own, first))
         self._session_best[NOWHERE] = 0.0
 
     def _match(self) -> None:

@@ -68,8 +68,13 @@ def test_other_languages_have_words_and_no_meaning() -> None:
     assert not german.direction({german.numbers["film"]: 1.0}).any()
 
 
-def test_vectors_of_some_are_those_of_all() -> None:
+def test_the_vector_of_a_stem_is_the_mean_of_its_words() -> None:
     english = lexicon("english")
-    some = [5, 3000, 17]
-    assert np.array_equal(english.vectors[some], english.vectors_of(some))
+    numbers = [
+        table.numbers_of_words()[word] for word in table.shipped_words() if english.language.stems([word]) == ["hike"]
+    ]
+    words = table.shipped_vectors()[numbers].astype(np.float64)
+    mean = (words / np.linalg.norm(words, axis=1, keepdims=True)).sum(axis=0)
+    assert len(numbers) > 1
+    assert np.allclose(english.vectors[english.numbers["hike"]], mean / np.linalg.norm(mean), atol=1e-5)
     assert np.allclose(np.linalg.norm(english.vectors, axis=1), 1.0, atol=1e-5)
