@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from qilbee_core.search.columns import Columns
 from qilbee_core.search.lexicon import Lexicon
-from qilbee_core.search.rows import EPISODE_TYPES, Row
+from qilbee_core.search.rows import EPISODE_TYPES, Row, unpack, unpack_all
 from qilbee_core.search.timeline import Timeline
 
 __all__ = ["RARE", "TIME_WORDS_MAX", "AgentIndex", "Forward", "Terms", "Turns"]
@@ -161,7 +161,7 @@ class AgentIndex:
         kind = self._episode_type(row.episode_type)
         stem_of_word, time_words, turns = self.lexicon.stem_of_word, self.lexicon.time_words, self.turns
         for turn in row.turns:
-            said, asked = _numbers(turn.said).tolist(), _numbers(turn.asked).tolist()
+            said, asked = unpack(turn.said), unpack(turn.asked)
             rare_said = self.lexicon.stems_of(turn.rare_said.split()) if turn.rare_said else ()
             rare_asked = self.lexicon.stems_of(turn.rare_asked.split()) if turn.rare_asked else ()
             length = len(said) + len(asked) + len(rare_said) + len(rare_asked)
@@ -266,15 +266,11 @@ class AgentIndex:
             return
         in_row = np.array(turns_in)
         numbers: dict[int | str, int] = {}
-        of_said, stem_said = self._words(said, rare_said, numbers)
-        of_asked, stem_asked = self._words(asked, rare_asked, numbers)
+        of_said, stem_said, time_words = self._words(said, rare_said, numbers)
+        of_asked, stem_asked, _ = self._words(asked, rare_asked, numbers)
         of_turn = np.concatenate([of_said, of_asked])
         stem = np.concatenate([stem_said, stem_asked])
         is_asked = np.concatenate([np.zeros(len(of_said), np.int64), np.ones(len(of_asked), np.int64)])
-        time_words = np.bincount(
-            np.repeat(np.arange(len(said)), _words_in(said))[self.lexicon.is_time_word[_numbers(b"".join(said))]],
-            minlength=len(said),
-        )
         # One entry for each stem of a turn, with its counts: equal ones stand together once they are sorted.
         stems = [*range(len(self.lexicon.numbers)), *numbers]
         keys = np.sort((of_turn * len(stems) + stem) << 1 | is_asked)
@@ -299,10 +295,15 @@ class AgentIndex:
 
     def _words(
         self, packed: list[bytes], rare: list[str], numbers: dict[int | str, int]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """For each word of some turns the turn and the stem; stems that are not shipped are numbered behind those."""
-        turn = np.repeat(np.arange(len(packed)), _words_in(packed))
-        stem = self.lexicon.stem_of_word_array[_numbers(b"".join(packed))].astype(np.int64)
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """For each word of some turns the turn and the stem; for each turn how many words of time it has.
+
+        Stems that are not shipped are numbered behind those that are.
+        """
+        in_turn, words = unpack_all(packed)
+        turn = np.repeat(np.arange(len(packed)), in_turn)
+        stem = self.lexicon.stem_of_word_array[words].astype(np.int64)
+        time_words = np.bincount(turn[self.lexicon.is_time_word[words]], minlength=len(packed))
         found = " ".join(filter(None, rare)).split(" ") if any(rare) else []
         different = list(dict.fromkeys(found))
         shipped = len(self.lexicon.numbers)
@@ -310,10 +311,11 @@ class AgentIndex:
             word: each if isinstance(each, int) else shipped + numbers.setdefault(each, len(numbers))
             for word, each in zip(different, self.lexicon.stems_of(different), strict=True)
         }
-        in_turn = [line.count(" ") + 1 if line else 0 for line in rare]
+        rare_in_turn = [line.count(" ") + 1 if line else 0 for line in rare]
         return (
-            np.concatenate([turn, np.repeat(np.arange(len(rare)), in_turn)]),
+            np.concatenate([turn, np.repeat(np.arange(len(rare)), rare_in_turn)]),
             np.concatenate([stem, np.array([number_of[word] for word in found], np.int64)]),
+            time_words,
         )
 
     def _fill(
@@ -435,11 +437,3 @@ class AgentIndex:
 def _bounded(counts: int) -> int:
     asked = counts & (1 << _LONG_COUNT_BITS) - 1
     return min(counts >> _LONG_COUNT_BITS, COUNT_MAX) << _COUNT_BITS | min(asked, COUNT_MAX)
-
-
-def _words_in(packed: list[bytes]) -> NDArray[np.int64]:
-    return np.array(list(map(len, packed)), np.int64) // 2
-
-
-def _numbers(packed: bytes) -> NDArray[np.uint16]:
-    return np.frombuffer(packed, "<u2")

@@ -8,7 +8,8 @@ An array of MessagePack, fields only ever appended::
     session        metadata["session_id"] as text; nil where there is none
     turns          two for a conversation, else one; each an array of
         speaker    nil where nobody is named
-        said       16-bit little-endian numbers of shipped words, sorted, one for each time a word was said
+        said       numbers of shipped words, sorted, one for each time a word was said: each as what it is more than
+                   the one before, in groups of seven bits, the low ones first; the high bit says that more follow
         asked      the same for sentences that end with a question mark
         rare said  words that are not among the shipped ones, sorted, with a space between them
         rare asked
@@ -18,17 +19,19 @@ The words are not stemmed, and neither counted nor weighed: all that follows fro
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Iterable, Sequence
 
 import msgspec
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from qilbee_core.episode import MEMORY_TYPES, Episode
 from qilbee_core.errors import CorruptRecordError, FormatVersionError
 from qilbee_core.search.analysis import ANALYSER_VERSION, Analyser, Said, turns_of
 from qilbee_core.search.table import numbers_of_words
 
-__all__ = ["EPISODE_TYPES", "Row", "Turn", "decode_row", "encode_row", "row_of"]
+__all__ = ["EPISODE_TYPES", "Row", "Turn", "decode_row", "encode_row", "pack", "row_of", "unpack", "unpack_all"]
 
 EPISODE_TYPES = ("conversation", "observation", "action")
 _NUMBERS_OF_TYPES = {name: number for number, name in enumerate(EPISODE_TYPES)}
@@ -83,9 +86,65 @@ def _numbered(words: list[str]) -> tuple[bytes, str]:
     numbers = list(map(numbers_of_words().get, words))
     known = sorted([number for number in numbers if number is not None])
     if len(known) == len(words):
-        return struct.pack(f"<{len(known)}H", *known), ""
+        return pack(known), ""
     rare = sorted([word for word, number in zip(words, numbers, strict=True) if number is None])
-    return struct.pack(f"<{len(known)}H", *known), " ".join(rare)
+    return pack(known), " ".join(rare)
+
+
+def pack(numbers: Iterable[int]) -> bytes:
+    """Sorted numbers of words as bytes.
+
+    >>> pack([5, 5, 200, 20000]).hex()
+    '0500c301d89a01'
+    """
+    packed = bytearray()
+    before = 0
+    for number in numbers:
+        more, before = number - before, number
+        while more >= 0x80:
+            packed.append(more & 0x7F | 0x80)
+            more >>= 7
+        packed.append(more)
+    return bytes(packed)
+
+
+def unpack(packed: bytes) -> list[int]:
+    """The numbers that :func:`pack` was given.
+
+    >>> unpack(bytes.fromhex("0500c301d89a01"))
+    [5, 5, 200, 20000]
+    """
+    numbers = []
+    number = more = shift = 0
+    for byte in packed:
+        if byte >= 0x80:
+            more |= (byte & 0x7F) << shift
+            shift += 7
+        else:
+            number += more | byte << shift
+            numbers.append(number)
+            more = shift = 0
+    return numbers
+
+
+def unpack_all(packed: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """:func:`unpack` of many at once: how many numbers are in each, and all of them.
+
+    >>> [array.tolist() for array in unpack_all([pack([7, 300]), b"", pack([2])])]
+    [[2, 0, 1], [7, 300, 2]]
+    """
+    data = np.frombuffer(b"".join(packed), np.uint8).astype(np.int64)
+    (ends,) = np.nonzero(data < 0x80)
+    starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
+    more = data[starts] & 0x7F
+    for place in range(1, int((ends - starts).max(initial=0)) + 1):
+        (longer,) = np.nonzero(ends - starts >= place)
+        more[longer] |= (data[starts[longer] + place] & 0x7F) << 7 * place
+    cuts = np.cumsum([0, *map(len, packed)])
+    first = np.searchsorted(ends, cuts)
+    sums = np.concatenate([[0], np.cumsum(more)])
+    counts = np.diff(first)
+    return counts, sums[1:] - np.repeat(sums[first[:-1]], counts)
 
 
 def encode_row(row: Row) -> bytes:

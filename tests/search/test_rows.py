@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from datetime import UTC, datetime
 
 import msgspec
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from qilbee_core import CorruptRecordError, Episode, FormatVersionError
 from qilbee_core.search.analysis import ANALYSER_VERSION, analyser, turns_of
-from qilbee_core.search.rows import Row, Turn, decode_row, encode_row, row_of
+from qilbee_core.search.rows import Row, Turn, decode_row, encode_row, pack, row_of, unpack, unpack_all
 from qilbee_core.search.table import shipped_words
 
 english = analyser("english")
@@ -45,7 +44,7 @@ def test_a_row_holds_the_words_of_the_episode_and_nothing_else(question: str, an
     texts = []
     for turn in row.turns:
         for numbers, rare in ((turn.said, turn.rare_said), (turn.asked, turn.rare_asked)):
-            known = [shipped_words()[number] for (number,) in struct.iter_unpack("<H", numbers)]
+            known = [shipped_words()[number] for number in unpack(numbers)]
             texts.append(sorted(known + rare.split(" ") if rare else known))
     halves = turns_of(Episode.conversation("bot", question, answer), english)
     assert texts == [sorted(words) for half in halves for words in (half.said, half.asked)]
@@ -63,7 +62,19 @@ def test_the_bytes_of_a_row_are_those_of_the_first_release() -> None:
     assert encode_row(row_of(episode, english)).hex() == GOLDEN
 
 
-GOLDEN = "95010000a1379295a475736572c400c4021a3ea0a5343832313395a56167656e74c4049900a20dc400a0a0"
+GOLDEN = "95010000a1379295a475736572c400c4029a7ca0a5343832313395a56167656e74c4049901891ac400a0a0"
+
+
+words = st.lists(st.integers(0, len(shipped_words()) - 1)).map(sorted)
+
+
+@given(st.lists(words))
+def test_numbers_of_words_come_back_one_by_one_and_all_at_once(lists: list[list[int]]) -> None:
+    packed = [pack(numbers) for numbers in lists]
+    assert [unpack(each) for each in packed] == lists
+    counts, numbers = unpack_all(packed)
+    assert counts.tolist() == [len(each) for each in lists]
+    assert numbers.tolist() == [number for each in lists for number in each]
 
 
 @pytest.mark.parametrize("session_id", ["a", 7, 1.5])
