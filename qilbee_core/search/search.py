@@ -175,11 +175,15 @@ def _ranked(
     words, meaning = (1 - semantic_weight) * scale, semantic_weight * scale
     everywhere = slice(0, index.turns.size)
     rough = words * sum(scores.common(everywhere).values(), np.zeros(index.turns.size, np.float32))
-    if nearness is not None and (meaning > MEANING or not isinstance(nearness, Meaning)):
+    mask = where.mask(index)
+    # The table's view of every turn is asked for where it counts much, or where words alone find too little.
+    if nearness is not None and (
+        meaning > MEANING or not isinstance(nearness, Meaning) or np.count_nonzero(mask & (rough > 0)) < limit
+    ):
         rough = rough + meaning * nearness.of_all()
     for factor in scores.factors(everywhere).values():
         rough = rough * factor
-    turns = _best(index, rough, where.mask(index) & (rough > 0), _candidates(limit))
+    turns = _best(index, rough, mask & (rough > 0), _candidates(limit))
     if not len(turns):
         return []
     parts = {

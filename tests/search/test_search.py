@@ -84,6 +84,11 @@ def test_meaning_alone_finds_what_shares_no_word() -> None:
     assert texts(similar(INDEX, parse_id(EPISODES[7].id), 1)) != [TALK[7][1]]
 
 
+def test_where_no_word_is_shared_hybrid_goes_by_meaning() -> None:
+    assert keyword(INDEX, "music") == []
+    assert texts(hybrid(INDEX, "music", limit=1)) == ["My sister bought a violin yesterday."]
+
+
 def test_a_rare_word_is_found_by_meaning_too_since_it_means_itself() -> None:
     index = indexed([Episode.observation("bot", "qzxv"), Episode.observation("bot", "tea")])
     assert len(semantic(index, "qzxv")) == 1
