@@ -14,6 +14,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from datetime import datetime
 from functools import partial
 from time import sleep
 from typing import NamedTuple, TypeVar, TypeVarTuple
@@ -42,7 +43,7 @@ from qilbee_core.memory.tail import Tail, Tails
 from qilbee_core.patience import patiently
 from qilbee_core.records import Records
 
-__all__ = ["CHANGES_KEPT", "Agent", "Context", "Place", "Position", "Touched"]
+__all__ = ["CHANGES_KEPT", "Agent", "Context", "Ends", "Place", "Position", "Touched"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -71,11 +72,21 @@ class Place(NamedTuple):
     key_start: bytes
 
 
+class Ends(NamedTuple):
+    """The event times of an agent's oldest and newest episode, as of a sequence of its head."""
+
+    generation: int
+    sequence: int
+    oldest: datetime | None
+    newest: datetime | None
+
+
 class Agent:
     """What is kept in RAM of one agent while anybody uses it: its keys, its head, its newest episodes."""
 
     __slots__ = (
         "__weakref__",
+        "ends",
         "expiry_us",
         "head",
         "head_due",
@@ -99,6 +110,7 @@ class Agent:
         """What the head says of the first to expire, as of the last write of this process."""
         self.tail = Tail()
         self.place = Place(-1, -1, 0, b"")
+        self.ends: Ends | None = None
         self.indexed = 0
         """The change log was followed up to this sequence for search; 0: not known yet."""
         self.unindexed = 0
@@ -378,7 +390,7 @@ class Context:
 
     def forget(self, agent: Agent) -> None:
         """Let go of what RAM holds of an agent, so that it is read again."""
-        agent.head = None
+        agent.head = agent.ends = None
         agent.indexed = 0
         self.tails.clear(agent.tail)
 

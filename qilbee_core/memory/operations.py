@@ -22,7 +22,7 @@ from qilbee_core.errors import DataError, InvalidError, ProviderNotFoundError, Q
 from qilbee_core.ids import datetime_of_us, event_us_of, format_id, parse_id
 from qilbee_core.keys import Space
 from qilbee_core.limits import check_flag, check_most, check_share
-from qilbee_core.memory.commit import Touched
+from qilbee_core.memory.commit import Ends, Touched
 from qilbee_core.memory.head import Head
 from qilbee_core.memory.log import ChangeKind
 from qilbee_core.memory.reads import Found, Ranked
@@ -245,17 +245,24 @@ class Operations(Searches):
             average(orders[number], tally.total, tally.count, now_us) * tally.count
             for number, tally in head.tallies.items()
         )
-        oldest, newest = (
-            next(
-                (datetime_of_us(event_us_of(id_bytes)) for id_bytes in self._ids(reverse) if id_bytes not in gone), None
+        # Two seeks cost more the more tables there are: they are made once for each state of the agent.
+        ends = self._agent.ends
+        if ends is None or (ends.generation, ends.sequence) != (head.generation, head.sequence) or gone:
+            oldest, newest = (
+                next(
+                    (datetime_of_us(event_us_of(id_bytes)) for id_bytes in self._ids(reverse) if id_bytes not in gone),
+                    None,
+                )
+                for reverse in (False, True)
             )
-            for reverse in (False, True)
-        )
+            ends = Ends(head.generation, head.sequence, oldest, newest)
+            if not gone:
+                self._agent.ends = ends
         return MemoryStatistics(
             total_episodes=head.episodes,
             episodes_by_type=dict(head.types),
-            oldest_episode=oldest,
-            newest_episode=newest,
+            oldest_episode=ends.oldest,
+            newest_episode=ends.newest,
             avg_relevance=total / head.episodes,
             bytes=head.record_bytes,
         )
