@@ -59,6 +59,7 @@ from qilbee_core.interfaces import (
     SupportsSequence,
     SupportsStats,
 )
+from qilbee_core.patience import patiently
 
 __all__ = ["BackendContract", "PersistentBackendContract", "backend_state_machine"]
 
@@ -80,7 +81,8 @@ _BETWEEN = [b"\0\x01", b"`", b"a\0\0", b"aa", b"\x7f\xff", b"\xff\0", b"\xff\xff
 
 
 def _put(backend: StorageBackend, *rows: Row) -> None:
-    backend.write(WriteBatch([Put(key, value) for key, value in rows]))
+    # Patiently, for an engine may stall its writers.
+    patiently(partial(backend.write, WriteBatch([Put(key, value) for key, value in rows])))
 
 
 def _in_range(rows: Sequence[Row], start: bytes, stop: bytes | None) -> list[Row]:
