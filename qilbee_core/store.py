@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import os
-import stat
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
@@ -17,24 +13,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-import msgspec
-from msgspec import Struct
+from msgspec.structs import asdict
 
-from qilbee_core.catalog import LAYOUT_VERSION, Catalog, find_store_id
+from qilbee_core.catalog import Catalog, find_store_id
 from qilbee_core.config import Settings
-from qilbee_core.directory import fsync_directory
 from qilbee_core.durability import Durability, DurabilityStatus
 from qilbee_core.episode import JSON
 from qilbee_core.errors import (
-    FormatVersionError,
     InvalidError,
-    NotFoundError,
     ProviderNotFoundError,
     QilbeeError,
     ReadOnlyError,
     SettingsError,
-    StorageError,
-    StorageFullError,
     StoreClosedError,
     WriteStallError,
 )
@@ -51,6 +41,7 @@ from qilbee_core.interfaces import (
 )
 from qilbee_core.keys import Space, parse, range_of
 from qilbee_core.limits import check_flag
+from qilbee_core.marker import claim, directory_error, unclaim
 from qilbee_core.memory.agent import AgentMemory
 from qilbee_core.memory.aio import AsyncAgentMemory
 from qilbee_core.memory.commit import Context
@@ -70,18 +61,7 @@ __all__ = ["Store", "open_store"]
 
 log = logging.getLogger(__name__)
 
-_MARKER_NAME = "qilbee.json"
-_DEFAULT_BACKEND = "rocksdb"
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _SYNC_MS_MAX = 10_000  # a sync that takes longer is a problem of the disk
-
-
-class _Marker(Struct, frozen=True):
-    """What ``qilbee.json`` in a data directory says: whose it is, and which engine holds it."""
-
-    format: str
-    layout: int
-    backend: str
 
 
 class Store:
@@ -192,7 +172,7 @@ class Store:
         return {
             "backend": self._backend.name,
             "store_id": self._context.catalog.header.store_id,
-            "durability": msgspec.structs.asdict(self._durability.status()),
+            "durability": asdict(self._durability.status()),
             "recent_cache": {
                 "bytes": tails.bytes,
                 "bytes_max": tails.bytes_max,
@@ -370,7 +350,7 @@ def _open_backend(
     watermark: Watermark | None = None
     try:
         if name is None or plugins.backends.find(name).directory:
-            name, is_new = _claim(directory, name, read_only=read_only)
+            name, is_new = claim(directory, name, read_only=read_only)
             watermark = Watermark(directory / name / WATERMARK_NAME, accept_loss=recover is not None)
         elif recover is not None:
             raise InvalidError(f"the {name} backend keeps no files to recover", remedy="leave recover out")
@@ -393,10 +373,10 @@ def _open_backend(
     except ProviderNotFoundError:
         # Its package is missing. A marker that names it would keep every other engine out.
         if is_new:
-            (directory / _MARKER_NAME).unlink(missing_ok=True)
+            unclaim(directory)
         raise
     except (OSError, UnicodeError) as error:
-        raise _os_error(directory, error) from error
+        raise directory_error(directory, error) from error
     if watermark is not None and isinstance(backend, SupportsSequence):
         try:
             sequence = backend.sequence()
@@ -436,93 +416,3 @@ def _value_codec(backend: StorageBackend, settings: Settings) -> str:
             remedy='use compression_scope = "auto" or "value"',
         )
     return storage.codec
-
-
-def _claim(directory: Path, wanted: str | None, *, read_only: bool) -> tuple[str, bool]:
-    """Make sure that ``directory`` is a store of ours, or make it one; gives its engine, and whether it is new.
-
-    The marker comes first: a directory that has it, and nothing else yet, is a store about to be made.
-    """
-    marker_path = directory / _MARKER_NAME
-    is_new = not marker_path.exists()
-    if is_new and read_only:
-        raise NotFoundError(f"there is no store in {directory}", remedy="check the path; without read_only it is made")
-    if is_new:
-        missing = [each for each in (directory, *directory.parents) if not each.exists()]
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for each in missing:
-            fsync_directory(each.parent)
-        _write_marker(directory, marker_path, wanted or _DEFAULT_BACKEND)
-    if (mode := stat.S_IMODE(directory.stat().st_mode)) & 0o077:
-        log.warning("%s has mode %03o: other users may look into what agents remember; chmod 700 it", directory, mode)
-    try:
-        marker = msgspec.json.decode(marker_path.read_bytes(), type=_Marker)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FormatVersionError(
-            f"{marker_path} cannot be read: {error}", remedy="restore it from a copy, or open another directory"
-        ) from error
-    if marker.format != "qilbee-store" or marker.layout > LAYOUT_VERSION:
-        raise FormatVersionError(
-            f"{directory} is a {marker.format} of layout {marker.layout}, this release knows {LAYOUT_VERSION}",
-            remedy="upgrade qilbee-core",
-        )
-    if wanted not in (None, marker.backend):
-        raise SettingsError(
-            f"{directory} was made with backend {marker.backend!r}, not {wanted!r}",
-            remedy=f"leave backend out or give {marker.backend!r}; another engine needs another directory",
-        )
-    return marker.backend, is_new
-
-
-def _write_marker(directory: Path, marker_path: Path, backend: str) -> None:
-    temporary = directory / f".{_MARKER_NAME}.{os.getpid()}.{threading.get_ident()}"
-    strangers = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith(f".{_MARKER_NAME}"))
-    if marker_path.exists():
-        return  # another process makes the same store at this moment
-    if strangers:
-        raise FormatVersionError(
-            f"{directory} is not a store: it holds {', '.join(strangers[:3])}"
-            + (f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""),
-            remedy="name an empty or a new directory",
-        )
-    with temporary.open("wb") as file:
-        file.write(msgspec.json.encode(_Marker("qilbee-store", LAYOUT_VERSION, backend)) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    # A link, not a rename: of two who make a store at once the second reads what the first has said.
-    try:
-        marker_path.hardlink_to(temporary)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        _rename_if_first(temporary, marker_path)
-    temporary.unlink(missing_ok=True)
-    fsync_directory(directory)
-
-
-def _rename_if_first(temporary: Path, marker_path: Path) -> None:
-    """What a hard link does, on a file system without them."""
-    handle = os.open(marker_path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        if not marker_path.exists():
-            temporary.rename(marker_path)
-    finally:
-        os.close(handle)
-
-
-def _os_error(directory: Path, error: OSError | UnicodeError) -> QilbeeError:
-    if isinstance(error, UnicodeError):
-        return SettingsError(f"{directory} is not a path: {error}", remedy="name a directory")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageFullError(f"no space for {directory}: {error.strerror}")
-    if isinstance(error, NotADirectoryError | FileExistsError):
-        return FormatVersionError(f"{directory} is not a directory", remedy="name a directory")
-    if error.errno == errno.ENAMETOOLONG:
-        return SettingsError(f"the path of {len(str(directory))} characters is too long", remedy="name a shorter one")
-    return StorageError(
-        f"cannot use {directory}: {error.strerror}",
-        remedy=f"make it a directory that user {os.getuid()} may read and write",
-    )

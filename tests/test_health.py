@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import qilbee_core.marker
 import qilbee_core.store
 from qilbee_core import (
     AsyncStore,
@@ -297,8 +298,8 @@ class TestFileSystemsWithoutLinks:
         first, second = tmp_path / "first", tmp_path / "second"
         first.write_text("first")
         second.write_text("second")
-        qilbee_core.store._rename_if_first(first, tmp_path / "marker")
-        qilbee_core.store._rename_if_first(second, tmp_path / "marker")
+        qilbee_core.marker._rename_if_first(first, tmp_path / "marker")
+        qilbee_core.marker._rename_if_first(second, tmp_path / "marker")
         assert (tmp_path / "marker").read_text() == "first"
 
     def test_another_error_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
-import qilbee_core.store
+import qilbee_core.marker
 from qilbee_core import (
     BackendOptions,
     DataError,
@@ -390,7 +390,7 @@ class TestMarkers:
     def test_of_two_who_make_a_store_at_once_one_gets_it_and_the_other_is_told(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        write_marker = qilbee_core.store._write_marker
+        write_marker = qilbee_core.marker._write_marker
         quicker: list[Store] = []
 
         def slowly(*arguments: Any) -> None:
@@ -398,7 +398,7 @@ class TestMarkers:
             quicker.append(open_store(path))
             write_marker(*arguments)
 
-        monkeypatch.setattr(qilbee_core.store, "_write_marker", slowly)
+        monkeypatch.setattr(qilbee_core.marker, "_write_marker", slowly)
         with pytest.raises(StoreLockedError):
             open_store(path)
         store_some(quicker[0])
