@@ -265,7 +265,7 @@ class TestLogs:
         caplog.clear()
         open_store(tmp_path / "data").close()
         told = [record for record in caplog.records if "chmod 700" in record.getMessage()]
-        assert [(record.name, record.levelno) for record in told] == [("qilbee_core.store", logging.WARNING)] * is_told
+        assert [(record.name, record.levelno) for record in told] == [("qilbee_core.marker", logging.WARNING)] * is_told
         assert all(f"{mode:o}" in record.getMessage() for record in told)
 
     def test_a_compaction_that_was_asked_for_is_told_with_its_time(
