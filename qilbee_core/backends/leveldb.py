@@ -22,22 +22,36 @@ from __future__ import annotations
 
 import ctypes
 import difflib
-import gc
 import os
 import shutil
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import plyvel  # type: ignore[import-untyped]
 
 from qilbee_core.backends._fork import ForkGuard
+from qilbee_core.backends._leveldb_binding import (
+    BEFORE,
+    BEHIND,
+    KEY,
+    MARKER,
+    Cursor,
+    Database,
+    bounds,
+    cursors_of,
+    fill,
+    get,
+    marked,
+    our_error,
+    seek_below,
+    value_at,
+)
 from qilbee_core.backends._leveldb_logs import Logs, cut, examine, first_sequence, locked, logs_in
-from qilbee_core.batch import Delete, Operation, Put, WriteBatch
+from qilbee_core.batch import Put, WriteBatch
 from qilbee_core.directory import DirectoryLock, check_writable, fsync_directory
 from qilbee_core.errors import (
     ConflictError,
@@ -49,7 +63,6 @@ from qilbee_core.errors import (
     StorageError,
     StorageFullError,
     StoreClosedError,
-    StoreLockedError,
 )
 from qilbee_core.interfaces import (
     BackendOptions,
@@ -73,10 +86,6 @@ _DEFAULTS = {"write_buffer_bytes": 16 << 20, "block_bytes": 4 << 10}
 _fork_guard = ForkGuard("LevelDB")
 _NATIVE_CODECS = frozenset({"snappy"})
 _BLOOM_BITS_PER_KEY = 10
-# What LevelDB's keys begin with: ours with a byte of their own, so that two records enclose them.
-_BEFORE, _KEY, _BEHIND = b"j", b"k", b"l"
-# The value of the first one: the number of the last operation when something was synced last.
-_MARKER = struct.Struct(">Q")
 _CHUNK_BYTES_MAX = 64 << 10
 # What opening a database writes besides the pairs of its logs, with room to spare.
 _SPARE_BYTES = 256 << 10
@@ -90,33 +99,6 @@ _VIEW_CHECK_INTERVAL_S = 0.05
 Row = tuple[bytes, bytes]
 
 
-class _Database(Protocol):
-    def get(self, key: bytes, default: None, *, verify_checksums: bool) -> bytes | None: ...
-    def raw_iterator(self, *, verify_checksums: bool) -> _Cursor: ...
-    def put(self, key: bytes, value: bytes) -> None: ...
-    def write_batch(self, *, transaction: bool, sync: bool = False) -> _Batch: ...
-    def compact_range(self, *, start: bytes, stop: bytes) -> None: ...
-    def get_property(self, name: bytes) -> bytes | None: ...
-    def close(self) -> None: ...
-
-
-class _Batch(Protocol):
-    def put(self, key: bytes, value: bytes) -> None: ...
-    def delete(self, key: bytes) -> None: ...
-    def write(self) -> None: ...
-
-
-class _Cursor(Protocol):
-    def seek(self, key: bytes) -> None: ...
-    def seek_to_last(self) -> None: ...
-    def valid(self) -> bool: ...
-    def next(self) -> None: ...
-    def prev(self) -> None: ...
-    def key(self) -> bytes: ...
-    def value(self) -> bytes: ...
-    def item(self) -> tuple[bytes, bytes]: ...
-
-
 class _View(NamedTuple):
     """One instant of the database: an iterator.
 
@@ -125,8 +107,8 @@ class _View(NamedTuple):
     other, and what was deleted is there again. An iterator has no part in what compactions keep.
     """
 
-    database: _Database
-    cursor: _Cursor
+    database: Database
+    cursor: Cursor
 
 
 class LevelDBBackend(
@@ -162,8 +144,8 @@ class LevelDBBackend(
         self._sync_lock = threading.Lock()
         self._view_lock = threading.Lock()
         self._views_wait = False
-        self._database: _Database | None = None
-        self._for_writes: _Database | None = None  # The same, while nothing stands against writing to it.
+        self._database: Database | None = None
+        self._for_writes: Database | None = None  # The same, while nothing stands against writing to it.
         self._closed = ""  # Why, once it is.
         self._disk_full = False
         self._read_only = False
@@ -199,8 +181,8 @@ class LevelDBBackend(
             database = self._load(fresh, create=True)
             with closing(database):
                 first = database.write_batch(transaction=True, sync=True)
-                first.put(_BEFORE, _MARKER.pack(2))
-                first.put(_BEHIND, b"")
+                first.put(BEFORE, MARKER.pack(2))
+                first.put(BEHIND, b"")
                 first.write()
             for file in fresh.iterdir():
                 _sync_file(file)
@@ -209,10 +191,10 @@ class LevelDBBackend(
             fsync_directory(self._path)
             fsync_directory(self._path.parent)
         except (plyvel.Error, OSError) as error:
-            raise _our_error(error, self._path) from error
+            raise our_error(error, self._path) from error
 
-    def _load(self, directory: Path, *, create: bool = False) -> _Database:
-        database: _Database = plyvel.DB(
+    def _load(self, directory: Path, *, create: bool = False) -> Database:
+        database: Database = plyvel.DB(
             os.fsencode(directory),
             create_if_missing=create,
             error_if_exists=create,
@@ -222,7 +204,7 @@ class LevelDBBackend(
         )
         return database
 
-    def _open(self) -> _Database:
+    def _open(self) -> Database:
         """Open the database and learn the number of its last write."""
         try:
             self._mend_logs()
@@ -238,14 +220,14 @@ class LevelDBBackend(
                 self._sequence = first_sequence(logs_in(self._files)[-1]) - 1
                 self._marker = None
                 with suppress(CorruptRecordError):  # Whoever reads there will be told.
-                    self._marker = _marked(_get(database, _BEFORE))
-                    if _get(database, _BEHIND) is None:
+                    self._marker = marked(get(database, BEFORE))
+                    if get(database, BEHIND) is None:
                         raise FormatVersionError(f"{self._files} is a LevelDB database, but not one of this backend")
             except BaseException:
                 database.close()
                 raise
         except (plyvel.Error, OSError) as error:
-            raise _our_error(error, self._files) from error
+            raise our_error(error, self._files) from error
         # Opening moved what the old logs held into tables, which LevelDB syncs. Without a marker it does not count.
         self._synced_sequence = self._sequence if self._marker == self._sequence else -1
         self._synced_logs = []
@@ -264,11 +246,9 @@ class LevelDBBackend(
             is_damaged, is_known = logs.then == "damage", False
             if self._may_open is not None:
                 sequence = logs.sequence
-                if logs.is_empty and (marker := _marked(self._peek(logs, _BEFORE))) is not None:
+                if logs.is_empty and (marker := marked(self._peek(logs, BEFORE))) is not None:
                     sequence = marker
-                is_known = self._may_open(
-                    sequence, lambda key: self._peek(logs, _KEY + key), damaged=logs.then != "end"
-                )
+                is_known = self._may_open(sequence, lambda key: self._peek(logs, KEY + key), damaged=logs.then != "end")
             if logs.then == "end" or (is_damaged and not is_known):
                 return False
             cut(self._files, logs)
@@ -291,11 +271,11 @@ class LevelDBBackend(
             if logs.log is not None:
                 os.truncate(copy / logs.log.name, logs.bytes)
             with closing(self._load(copy)) as database:
-                return _get(database, key)
+                return get(database, key)
         finally:
             shutil.rmtree(copy, ignore_errors=True)
 
-    def _take_database(self) -> _Database | None:
+    def _take_database(self) -> Database | None:
         """The database, when no call is inside it and none can enter; the lock is held."""
         database = self._database
         self._database = self._for_writes = None
@@ -303,7 +283,7 @@ class LevelDBBackend(
             time.sleep(0.0005)
         return database
 
-    def _enter(self) -> _Database:
+    def _enter(self) -> Database:
         """The database, for a call that is now counted as inside it."""
         while True:
             self._calls.append(None)
@@ -346,7 +326,7 @@ class LevelDBBackend(
         self._views_wait = False
         if database is None:
             return
-        for immortal in [database, *_cursors_of(database)]:
+        for immortal in [database, *cursors_of(database)]:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(immortal))
 
     # Reading
@@ -355,9 +335,9 @@ class LevelDBBackend(
         """The value under ``key``, or None."""
         database = self._enter()
         try:
-            return database.get(_KEY + key, None, verify_checksums=True)
+            return database.get(KEY + key, None, verify_checksums=True)
         except plyvel.Error as error:
-            raise _our_error(error) from error
+            raise our_error(error) from error
         finally:
             self._calls.pop()
 
@@ -365,15 +345,15 @@ class LevelDBBackend(
         """One answer for each key, in the order given."""
         database = self._enter()
         try:
-            return [database.get(_KEY + key, None, verify_checksums=True) for key in keys]
+            return [database.get(KEY + key, None, verify_checksums=True) for key in keys]
         except plyvel.Error as error:
-            raise _our_error(error) from error
+            raise our_error(error) from error
         finally:
             self._calls.pop()
 
     def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False) -> Iterator[Row]:
         """The pairs of the range as they are now."""
-        return self._rows(self._view(), *_bounds(start, stop), reverse)
+        return self._rows(self._view(), *bounds(start, stop), reverse)
 
     def snapshot(self) -> LevelDBSnapshot:
         """This instant, to read from while writes go on."""
@@ -389,7 +369,7 @@ class LevelDBBackend(
         finally:
             self._calls.pop()
 
-    def _enter_view(self, view: _View) -> _Cursor:
+    def _enter_view(self, view: _View) -> Cursor:
         """The cursor of ``view``, for a call that is now counted as inside the database."""
         if self._enter() is not view.database:
             self._calls.pop()
@@ -399,7 +379,7 @@ class LevelDBBackend(
     def _rows(self, view: _View, start: bytes, stop: bytes, reverse: bool) -> Iterator[Row]:
         """The pairs of a range of LevelDB's keys."""
         calls, cursor = self._calls, view.cursor
-        move: Callable[[], None] = partial(_seek_below, cursor, stop) if reverse else partial(cursor.seek, start)
+        move: Callable[[], None] = partial(seek_below, cursor, stop) if reverse else partial(cursor.seek, start)
         while True:
             calls.append(None)
             if self._database is not view.database:
@@ -411,7 +391,7 @@ class LevelDBBackend(
             except plyvel.IteratorInvalidError:
                 return
             except plyvel.Error as error:
-                raise _our_error(error) from error
+                raise our_error(error) from error
             finally:
                 calls.pop()
             if key < start if reverse else key >= stop:
@@ -427,30 +407,30 @@ class LevelDBBackend(
         with self._lock:
             database = self._for_writes or self._writable()
             for expect in batch.expects:
-                if _get(database, _KEY + expect.key) != expect.value:
+                if get(database, KEY + expect.key) != expect.value:
                     raise ConflictError(f"key {expect.key!r} does not hold what was expected")
             if not operations:
                 return
             try:
                 if len(operations) == 1 and isinstance(only := operations[0], Put):
-                    database.put(_KEY + only.key, only.value)  # A third faster than a batch of one.
+                    database.put(KEY + only.key, only.value)  # A third faster than a batch of one.
                     self._sequence += 1
                 else:
                     engine_batch = database.write_batch(transaction=True)
-                    count = _fill(engine_batch, database, operations)
+                    count = fill(engine_batch, database, operations)
                     engine_batch.write()
                     self._sequence += count
             except plyvel.Error as error:
                 raise self._write_failed(error) from error
 
     def _write_failed(self, error: Exception) -> QilbeeError:
-        ours = _our_error(error, self._path, writing=True)
+        ours = our_error(error, self._path, writing=True)
         self._for_writes = None
         self._disk_full = isinstance(ours, StorageFullError)
         self._read_only = not self._disk_full
         return ours
 
-    def _writable(self) -> _Database:
+    def _writable(self) -> Database:
         if self._closed:
             raise StoreClosedError(f"{self._path} {self._closed}")
         if self._read_only:
@@ -505,7 +485,7 @@ class LevelDBBackend(
                 return self._sequence
             sequence = self._sequence + 1
             try:
-                database.put(_BEFORE, _MARKER.pack(sequence))
+                database.put(BEFORE, MARKER.pack(sequence))
             except plyvel.Error as error:
                 raise self._write_failed(error) from error
             self._sequence = self._marker = sequence
@@ -564,7 +544,7 @@ class LevelDBBackend(
 
     def compact(self, start: bytes = b"", stop: bytes | None = None) -> None:
         """Rewrite the range so that what was deleted takes no more space."""
-        self._compact(*_bounds(start, stop))
+        self._compact(*bounds(start, stop))
 
     def _compact(self, first: bytes, last: bytes) -> None:
         database = self._enter()
@@ -597,10 +577,10 @@ class LevelDBBackend(
         database = self._enter()
         try:
             cursor = database.raw_iterator(verify_checksums=True)
-            for start, stop in sorted(_bounds(*each) for each in ranges):
+            for start, stop in sorted(bounds(*each) for each in ranges):
                 if start >= stop:
                     continue
-                _seek_below(cursor, start)
+                seek_below(cursor, start)
                 below = cursor.key()
                 cursor.seek(stop)
                 above = cursor.key()
@@ -609,7 +589,7 @@ class LevelDBBackend(
                     below, above = lower, max(upper, above)
                 found.append((below, above))
         except plyvel.Error as error:
-            raise _our_error(error) from error
+            raise our_error(error) from error
         finally:
             self._calls.pop()
         return found
@@ -633,7 +613,7 @@ class LevelDBBackend(
             database = self._writable()
             batch = database.write_batch(transaction=True)
             for key in keys:
-                value = _get(database, key)
+                value = get(database, key)
                 if value is None:  # Deleted meanwhile.
                     batch.delete(key)
                 else:
@@ -656,7 +636,7 @@ class LevelDBBackend(
                     with self._lock:
                         database = self._writable()
                         self._take_database()
-                        if not _cursors_of(database):
+                        if not cursors_of(database):
                             database.close()
                             self._open()
                             return
@@ -692,16 +672,16 @@ class LevelDBSnapshot:
             # Only now a call in flight: one that waited for the lock would be waited for by whoever reopens.
             cursor = self._backend._enter_view(self._open_view())
             try:
-                return [_value_at(cursor, _KEY + key) for key in keys]
+                return [value_at(cursor, KEY + key) for key in keys]
             except plyvel.Error as error:
-                raise _our_error(error) from error
+                raise our_error(error) from error
             finally:
                 self._backend._calls.pop()
 
     def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False) -> Iterator[Row]:
         """The pairs of the range at that instant."""
         self._check_open()
-        return self._rows(*_bounds(start, stop), reverse)
+        return self._rows(*bounds(start, stop), reverse)
 
     def _rows(self, start: bytes, stop: bytes, reverse: bool) -> Iterator[Row]:
         # Each turn reads a few rows and seeks anew, so that scans side by side need not know of each other.
@@ -721,7 +701,7 @@ class LevelDBSnapshot:
                 self._check_open()
                 yield row
             if more:
-                last = _KEY + chunk[-1][0]
+                last = KEY + chunk[-1][0]
                 start, stop = (start, last) if reverse else (last + b"\0", stop)
                 size_max = min(8 * size_max, _CHUNK_BYTES_MAX)
 
@@ -741,28 +721,6 @@ class LevelDBSnapshot:
         self._view = None
 
 
-def _our_error(error: Exception, path: Path | None = None, *, writing: bool = False) -> QilbeeError:
-    """What plyvel or the system raised, as ours. The only place that reads LevelDB's texts."""
-    text = error.args[0].decode(errors="replace") if isinstance(error, plyvel.Error) and error.args else str(error)
-    where = "" if path is None else f"{path}: "
-    if isinstance(error, plyvel.CorruptionError):
-        remedy = None
-        if path is not None and not writing:
-            remedy = 'restore a copy, or open it with what is left: open_store(path, recover="tail")'
-        return CorruptRecordError(f"{where}{text}", remedy=remedy)
-    if "No space left" in text or "quota exceeded" in text:
-        return StorageFullError(f"{where}{text}")
-    if text.startswith("IO error: lock "):
-        return StoreLockedError(f"{where}another program has the database open ({text})")
-    if "does not match existing comparator" in text:
-        return FormatVersionError(f"{where}{text}")
-    if "create_if_missing is false" in text:
-        return CorruptRecordError(f"{where}the database is incomplete, its file CURRENT is missing")
-    if writing:
-        return OutcomeUnknownError(f"{where}{text}")
-    return StorageError(f"{where}{text}")
-
-
 def _settings_of(options: BackendOptions) -> dict[str, object]:
     for name, value in options.engine.items():
         if name not in _DEFAULTS:
@@ -777,75 +735,6 @@ def _settings_of(options: BackendOptions) -> dict[str, object]:
         "write_buffer_size": engine["write_buffer_bytes"],
         "block_size": engine["block_bytes"],
     }
-
-
-def _bounds(start: bytes, stop: bytes | None) -> tuple[bytes, bytes]:
-    """A range of keys as one of LevelDB's."""
-    return _KEY + start, _BEHIND if stop is None else _KEY + stop
-
-
-def _marked(value: bytes | None) -> int | None:
-    """The number in the marker; None in a database that has none yet."""
-    return _MARKER.unpack(value)[0] if value else None
-
-
-def _get(database: _Database, key: bytes) -> bytes | None:
-    try:
-        return database.get(key, None, verify_checksums=True)
-    except plyvel.Error as error:
-        raise _our_error(error) from error
-
-
-def _fill(batch: _Batch, database: _Database, operations: Sequence[Operation]) -> int:
-    """Put ``operations`` into ``batch``, and say how many they are to LevelDB."""
-    put, delete = batch.put, batch.delete
-    count = len(operations)
-    for index, operation in enumerate(operations):
-        if isinstance(operation, Put):
-            put(_KEY + operation.key, operation.value)
-        elif isinstance(operation, Delete):
-            delete(_KEY + operation.key)
-        else:
-            start, stop = _bounds(operation.start, operation.stop)
-            keys = set(_keys_of(database, start, stop))
-            keys.update(_KEY + earlier.key for earlier in operations[:index] if isinstance(earlier, Put))
-            deleted = [key for key in keys if start <= key < stop]
-            for key in deleted:
-                delete(key)
-            count += len(deleted) - 1
-    return count
-
-
-def _keys_of(database: _Database, start: bytes, stop: bytes) -> Iterator[bytes]:
-    try:
-        cursor = database.raw_iterator(verify_checksums=True)
-        cursor.seek(start)
-        while (key := cursor.key()) < stop:
-            yield key
-            cursor.next()
-    except plyvel.IteratorInvalidError:
-        return
-    except plyvel.Error as error:
-        raise _our_error(error) from error
-
-
-def _value_at(cursor: _Cursor, key: bytes) -> bytes | None:
-    cursor.seek(key)
-    return cursor.value() if cursor.valid() and cursor.key() == key else None
-
-
-def _seek_below(cursor: _Cursor, stop: bytes) -> None:
-    """Go to the last key below ``stop``."""
-    cursor.seek(stop)
-    if cursor.valid():
-        cursor.prev()
-    else:
-        cursor.seek_to_last()
-
-
-def _cursors_of(database: _Database) -> list[object]:
-    """The iterators of ``database`` that still live. Slow, but nothing else pays for it."""
-    return [each for each in gc.get_referrers(database) if isinstance(each, plyvel._plyvel.RawIterator)]
 
 
 def _sync_file(file: Path) -> None:

@@ -37,6 +37,7 @@ from qilbee_core.testing import PersistentBackendContract
 plyvel = pytest.importorskip("plyvel", reason="LevelDB needs plyvel: pip install 'qilbee-core[leveldb]'")
 
 from qilbee_core.backends import _leveldb_logs, leveldb  # noqa: E402
+from qilbee_core.backends._leveldb_binding import cursors_of  # noqa: E402
 from qilbee_core.backends.leveldb import LevelDBBackend  # noqa: E402
 
 SMALL = 64 << 10
@@ -393,11 +394,11 @@ def test_a_snapshot_that_is_dropped_is_let_go(path: Path) -> None:
         for _ in range(10):
             backend.snapshot()
             next(backend.snapshot().scan())
-        assert leveldb._cursors_of(backend._database) == []
+        assert cursors_of(backend._database) == []
         kept = backend.snapshot()
-        assert len(leveldb._cursors_of(backend._database)) == 1
+        assert len(cursors_of(backend._database)) == 1
         kept.close()
-        assert leveldb._cursors_of(backend._database) == []
+        assert cursors_of(backend._database) == []
 
 
 # Durability

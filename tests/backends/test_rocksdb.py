@@ -935,11 +935,12 @@ class TestFork:
                     backend.write(WriteBatch([Put(b"b", b"x" * 1000)]))
                     list(backend.scan())
                     backend.sync()
+                    in_use.set()
 
-            held = threading.Event()
+            held, in_use = threading.Event(), threading.Event()
             locks = backend._write_lock, backend._sync_lock, backend._close_lock, backend._outside, snapshot._lock
             threading.Thread(target=use, daemon=True).start()
-            time.sleep(0.05)
+            in_use.wait()
             threading.Thread(target=hold, args=locks, daemon=True).start()
             held.wait()
             iterator = snapshot._iterator
