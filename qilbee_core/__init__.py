@@ -1,13 +1,30 @@
 """Durable memory for AI agents, embedded in your program, on any storage engine."""
 
 import logging
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from qilbee_core.aio import AsyncStore, aopen_store
 from qilbee_core.batch import Delete, DeleteRange, Expect, Operation, Put, WriteBatch
-from qilbee_core.config import MemorySettings, PluginSettings, SearchSettings, Settings, StorageSettings
+from qilbee_core.config import (
+    MemorySettings,
+    PluginSettings,
+    SearchSettings,
+    Settings,
+    StorageSettings,
+    check_settings,
+)
 from qilbee_core.directory import DirectoryLock, fsync_directory
 from qilbee_core.durability import DurabilityStatus
-from qilbee_core.episode import JSON, Episode, JSONObject, MemoryType, Plan
+from qilbee_core.episode import (
+    JSON,
+    Consolidation,
+    ConsolidationResult,
+    Episode,
+    JSONObject,
+    MemoryType,
+    Plan,
+    UndoReceipt,
+)
 from qilbee_core.errors import (
     AuthenticationError,
     ConflictError,
@@ -31,7 +48,6 @@ from qilbee_core.errors import (
     WriteStallError,
 )
 from qilbee_core.health import Health
-from qilbee_core.hookspecs import hookimpl
 from qilbee_core.interfaces import (
     BackendOptions,
     Blocking,
@@ -55,22 +71,59 @@ from qilbee_core.interfaces import (
     SupportsSequence,
     SupportsStats,
 )
-from qilbee_core.memory.agent import AgentMemory
-from qilbee_core.memory.aio import AsyncAgentMemory
-from qilbee_core.memory.repair import RepairReport
-from qilbee_core.memory.searching import SearchResult, SearchStatus
-from qilbee_core.memory.statistics import ClearReceipt, ForgetReceipt, MemoryStatistics
-from qilbee_core.memory.verify import Problem, VerifyReport
-from qilbee_core.plugins import Plugins, load_plugins
+from qilbee_core.keys import encode_agent_id
+from qilbee_core.limits import check_storable
+from qilbee_core.memory.found import SearchResult, SearchStatus
+from qilbee_core.memory.statistics import ClearReceipt, ForgetReceipt, MemoryStatistics, PurgeReceipt
 from qilbee_core.policies.derived import derived_episode
-from qilbee_core.recovery import RecoveryReport
-from qilbee_core.store import Store, open_store
+
+if TYPE_CHECKING:
+    from qilbee_core.account_rows import AccountRows
+    from qilbee_core.aio import AsyncStore, aopen_store
+    from qilbee_core.hookspecs import hookimpl
+    from qilbee_core.memory.agent import AgentMemory
+    from qilbee_core.memory.aio import AsyncAgentMemory
+    from qilbee_core.memory.repair import RepairReport
+    from qilbee_core.memory.verify import Problem, VerifyReport
+    from qilbee_core.plugins import Plugins, load_plugins
+    from qilbee_core.recovery import RecoveryReport
+    from qilbee_core.store import Store, open_store
+else:
+    # What needs an engine, numpy or pluggy is imported when it is first asked for (PEP 562): a client of a server has
+    # none of them, and shares the values and errors above.
+    _WHERE = {
+        "AccountRows": "qilbee_core.account_rows",
+        "AsyncStore": "qilbee_core.aio",
+        "aopen_store": "qilbee_core.aio",
+        "hookimpl": "qilbee_core.hookspecs",
+        "AgentMemory": "qilbee_core.memory.agent",
+        "AsyncAgentMemory": "qilbee_core.memory.aio",
+        "RepairReport": "qilbee_core.memory.repair",
+        "Problem": "qilbee_core.memory.verify",
+        "VerifyReport": "qilbee_core.memory.verify",
+        "Plugins": "qilbee_core.plugins",
+        "load_plugins": "qilbee_core.plugins",
+        "RecoveryReport": "qilbee_core.recovery",
+        "Store": "qilbee_core.store",
+        "open_store": "qilbee_core.store",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name not in _WHERE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_WHERE[name]), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_WHERE})
+
 
 # A library is silent unless its program sets up logging: without this, warnings would appear on stderr.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
     "JSON",
+    "AccountRows",
     "AgentMemory",
     "AsyncAgentMemory",
     "AsyncStore",
@@ -80,7 +133,9 @@ __all__ = [
     "ClearReceipt",
     "Codec",
     "ConflictError",
+    "Consolidation",
     "ConsolidationPolicy",
+    "ConsolidationResult",
     "CorruptRecordError",
     "DataError",
     "Delete",
@@ -112,6 +167,7 @@ __all__ = [
     "Problem",
     "Provider",
     "ProviderNotFoundError",
+    "PurgeReceipt",
     "Put",
     "QilbeeError",
     "ReadOnlyError",
@@ -141,11 +197,15 @@ __all__ = [
     "SupportsReopen",
     "SupportsSequence",
     "SupportsStats",
+    "UndoReceipt",
     "VerifyReport",
     "WriteBatch",
     "WriteStallError",
     "aopen_store",
+    "check_settings",
+    "check_storable",
     "derived_episode",
+    "encode_agent_id",
     "fsync_directory",
     "hookimpl",
     "load_plugins",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Literal, ParamSpec, Self, TypeVar
 
@@ -106,6 +107,16 @@ class AsyncStore:
     async def repair(self) -> RepairReport:
         """Rebuild whatever is derived from the episodes."""
         return await self._in_pool(self._store.repair)
+
+    async def reembed(
+        self,
+        embedder: str,
+        *,
+        progress: Callable[[int, int], object] | None = None,
+        **options: bool | int | float | str | Sequence[str],
+    ) -> int:
+        """Let another embedder tell the meaning of what is stored; ``progress`` is called in another thread."""
+        return await self._in_pool(partial(self._store.reembed, embedder, progress=progress, **options))
 
     async def close(self) -> None:
         """Make everything durable and let go of the directory. Idempotent."""

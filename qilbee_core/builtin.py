@@ -11,8 +11,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from qilbee_core.hookspecs import hookimpl
-from qilbee_core.interfaces import BackendOptions, Codec, ConsolidationPolicy, Provider, Serializer, StorageBackend
-from qilbee_core.policies.settings import read_settings
+from qilbee_core.interfaces import (
+    BackendOptions,
+    Codec,
+    ConsolidationPolicy,
+    Embedder,
+    Provider,
+    Serializer,
+    StorageBackend,
+)
+from qilbee_core.options import read_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,10 +55,23 @@ def _serializer(module: str, name: str) -> Callable[[], Serializer]:
 def _policy(name: str, policy: str, settings: str) -> Callable[..., ConsolidationPolicy]:
     def create(**given: object) -> ConsolidationPolicy:
         module = import_module(f"qilbee_core.policies.{name}")
-        created: ConsolidationPolicy = getattr(module, policy)(read_settings(getattr(module, settings), name, given))
+        options = read_options(getattr(module, settings), f"policy {name!r}", given, page="docs/consolidation.md")
+        created: ConsolidationPolicy = getattr(module, policy)(options)
         return created
 
     return create
+
+
+def _static() -> Embedder:
+    embedder: Embedder = import_module("qilbee_core.embedders.static").StaticEmbedder()
+    return embedder
+
+
+def _openai(**given: object) -> Embedder:
+    module = import_module("qilbee_core.embedders.openai")
+    options = read_options(module.OpenAISettings, "embedder 'openai'", given, page="docs/configuration.md")
+    embedder: Embedder = module.OpenAIEmbedder(options)
+    return embedder
 
 
 @hookimpl
@@ -95,6 +116,20 @@ def qilbee_register_serializers() -> Iterable[Provider[Serializer]]:
     return [
         Provider("msgpack", _serializer("msgpack", "MsgpackSerializer"), "compact; the default"),
         Provider("json", _serializer("json", "JsonSerializer"), "readable by anything"),
+    ]
+
+
+@hookimpl
+def qilbee_register_embedders() -> Iterable[Provider[Embedder]]:
+    """The table of words, and whatever speaks the protocol of OpenAI."""
+    return [
+        Provider("static", _static, "words by a table that is built in; the default"),
+        Provider(
+            "openai",
+            _openai,
+            "an endpoint of the OpenAI kind, over HTTP",
+            install="pip install 'qilbee-core[llm]'",
+        ),
     ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -26,7 +26,18 @@ from qilbee_core.interfaces import StorageBackend
 from qilbee_core.keys import Space, catalog_key, range_of
 from qilbee_core.patience import patiently
 
-__all__ = ["LAYOUT_VERSION", "SCHEMA_VERSION", "Catalog", "CatalogOrder", "Header", "Tag", "find_store_id"]
+__all__ = [
+    "LAYOUT_VERSION",
+    "SCHEMA_VERSION",
+    "Catalog",
+    "CatalogModel",
+    "CatalogOrder",
+    "Header",
+    "Tag",
+    "Vectors",
+    "WantedOrders",
+    "find_store_id",
+]
 
 T = TypeVar("T", bound=Struct)
 
@@ -38,7 +49,11 @@ SCHEMA_VERSION = 1
 _NUMBER = re.compile("[1-9][0-9]{0,2}|0")
 _FORMAT = "qilbee-store"
 _HEADER = "header"
+_WANTED = "orders"
+_VECTORS = "vectors"
 _TAG_MAX = 255
+_MODEL_MAX = 254  # a range of keys ends with one more
+_ORDER_MAX = 239  # the numbers above are for what is pinned
 _DAY_US = 86_400_000_000
 _HALF_LIFE_US: dict[MemoryType, int | None] = {
     "episodic": 30 * _DAY_US,
@@ -74,26 +89,164 @@ class CatalogOrder(Struct, frozen=True):
     half_life_us: int | None
 
 
+class WantedOrders(Struct, frozen=True):
+    """The number of the order that each memory type shall be in, by its position in MEMORY_TYPES."""
+
+    numbers: tuple[int, int, int, int] = (0, 1, 2, 3)
+
+
+class CatalogModel(Struct, frozen=True):
+    """An encoder of texts: two whose entries are equal but for who provided them give vectors that can be compared."""
+
+    model: str
+    dimensions: int
+    analyser_version: int
+    provider: str
+    distribution: str
+
+    def is_same(self, other: CatalogModel) -> bool:
+        """Whether its vectors can be compared with those of another."""
+        mine = self.model, self.dimensions, self.analyser_version
+        return mine == (other.model, other.dimensions, other.analyser_version)
+
+
+class Vectors(Struct, frozen=True):
+    """Of which models there are vectors: the numbers of their entries, 0 for none.
+
+    Search goes by those of ``model``; those of ``building`` are made beside them, and those of ``leaving`` removed.
+    """
+
+    model: int = 0
+    building: int = 0
+    leaving: tuple[int, ...] = ()
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """All models that an episode may have a vector of: whoever removes it removes them too."""
+        return tuple(number for number in (self.model, self.building, *self.leaving) if number)
+
+
 class _Tables(NamedTuple):
     codec: dict[int, Tag]
     serializer: dict[int, Tag]
     order: dict[int, CatalogOrder]
+    model: dict[int, CatalogModel]
 
 
 class Catalog:
     """The catalog of one open store, read once and whenever a tag is met that it does not know."""
 
-    def __init__(self, backend: StorageBackend) -> None:
+    def __init__(self, backend: StorageBackend, half_lives_us: Mapping[MemoryType, int | None] | None = None) -> None:
+        """Read it; where there is none, make one, with ``half_lives_us`` instead of the usual ones."""
         self._backend = backend
         self._lock = threading.Lock()
         self._entries: dict[bytes, bytes] = {}
-        self.header = self._read_header() or self._create()
+        self.wanted: tuple[int, int, int, int] = WantedOrders().numbers
+        """The number of the order that each memory type shall be in; where others are in force, see the heads."""
+        self.vectors = Vectors()
+        """Of which models there are vectors."""
+        self.header = self._read_header() or self._create(half_lives_us or {})
         self._tables = self._read()
 
     @property
     def orders(self) -> dict[int, CatalogOrder]:
-        """Every decay order by its number; where a memory type has several, the highest is in force."""
+        """Every decay order there is, by its number."""
         return self._tables.order
+
+    def order(self, number: int) -> CatalogOrder:
+        """The order with a number that a head names."""
+        if number not in self._tables.order:
+            with self._lock:
+                self._tables = self._read()
+        try:
+            return self._tables.order[number]
+        except KeyError:
+            raise CorruptRecordError(f"decay order {number} is not in the catalog of this store") from None
+
+    def want(self, half_lives_us: Mapping[MemoryType, int | None]) -> None:
+        """Let the memory types named have these half-lives from now on, in orders that are made where there are none.
+
+        Which are in force follows agent by agent: see memory/reindexing.py.
+        """
+        with self._lock:
+            while True:
+                numbers, operations, expects = list(self.wanted), [], []
+                last = max(self._tables.order, default=-1)
+                for position, memory_type in enumerate(MEMORY_TYPES):
+                    if memory_type not in half_lives_us:
+                        continue
+                    order = CatalogOrder(memory_type, half_lives_us[memory_type])
+                    if self._tables.order.get(numbers[position]) == order:
+                        continue
+                    known = [number for number, each in self._tables.order.items() if each == order]
+                    if not known:
+                        last += 1
+                        if last > _ORDER_MAX:
+                            raise StorageError(
+                                f"the catalog is full: {_ORDER_MAX + 1} half-lives were used in this store",
+                                remedy="give one that was used before",
+                            )
+                        puts, missing = _new_entry(f"order/{last}", order)
+                        operations += puts
+                        expects += missing
+                    numbers[position] = known[0] if known else last
+                if tuple(numbers) == self.wanted:
+                    return
+                key, value = _encode(_WANTED, WantedOrders((numbers[0], numbers[1], numbers[2], numbers[3])))
+                batch = WriteBatch([*operations, Put(key, value)], [*expects, Expect(key, self._entries.get(key))])
+                # A conflict: another process wants something else at the same time.
+                with suppress(ConflictError):
+                    patiently(partial(self._backend.write, batch))
+                    self._backend.sync()
+                self._tables = self._read()
+
+    def model(self, number: int) -> CatalogModel:
+        """The model with a number that :attr:`vectors` has."""
+        try:
+            return self._tables.model[number]
+        except KeyError:
+            raise CorruptRecordError(f"model {number} is not in the catalog of this store") from None
+
+    def model_number(self, model: CatalogModel) -> int:
+        """The number of a model, made if this is its first use in this store."""
+        with self._lock:
+            while True:
+                for number, known in self._tables.model.items():
+                    if known.is_same(model):
+                        return number
+                number = max(self._tables.model, default=0) + 1
+                if number > _MODEL_MAX:
+                    raise StorageError(f"the catalog is full: {_MODEL_MAX} models were used in this store")
+                # A conflict: another process made this number meanwhile, perhaps for the same model.
+                with suppress(ConflictError):
+                    patiently(partial(self._backend.write, WriteBatch(*_new_entry(f"model/{number}", model))))
+                self._tables = self._read()
+
+    def read_vectors(self) -> Vectors:
+        """Of which models there are vectors now, on an engine that others write to as well."""
+        key = catalog_key(_VECTORS)
+        value = self._backend.get(key)
+        if value is not None and value != self._entries.get(key):
+            with self._lock:
+                self._tables = self._read()
+        return self.vectors
+
+    def expect_vectors(self) -> Expect:
+        """That :attr:`vectors` still holds: for a batch that writes any."""
+        key = catalog_key(_VECTORS)
+        return Expect(key, self._entries.get(key))
+
+    def keep_vectors(self, vectors: Vectors) -> None:
+        """Say in one key which vectors there are from now on; ConflictError where another process said otherwise."""
+        with self._lock:
+            key, value = _encode(_VECTORS, vectors)
+            if vectors != self.vectors:
+                try:
+                    batch = WriteBatch([Put(key, value)], [Expect(key, self._entries.get(key))])
+                    patiently(partial(self._backend.write, batch))
+                    self._backend.sync()
+                finally:
+                    self._tables = self._read()
 
     def codec(self, tag: int) -> Tag:
         """The codec behind a record's tag."""
@@ -152,7 +305,7 @@ class Catalog:
             )
         return header
 
-    def _create(self) -> Header:
+    def _create(self, half_lives_us: Mapping[MemoryType, int | None]) -> Header:
         header = Header(
             layout=LAYOUT_VERSION,
             readable_by=LAYOUT_VERSION,
@@ -163,9 +316,11 @@ class Catalog:
         )
         operations, expects = _new_entry(_HEADER, header)
         for number, memory_type in enumerate(MEMORY_TYPES):
-            puts, missing = _new_entry(f"order/{number}", CatalogOrder(memory_type, _HALF_LIFE_US[memory_type]))
+            half_life_us = half_lives_us.get(memory_type, _HALF_LIFE_US[memory_type])
+            puts, missing = _new_entry(f"order/{number}", CatalogOrder(memory_type, half_life_us))
             operations += puts
             expects += missing
+        operations.append(Put(*_encode(_WANTED, WantedOrders())))
         # A conflict: another process created the store meanwhile, and its header counts.
         with suppress(ConflictError):
             patiently(partial(self._backend.write, WriteBatch(operations, expects)))
@@ -176,7 +331,7 @@ class Catalog:
         return created
 
     def _read(self) -> _Tables:
-        tables = _Tables({}, {}, {})
+        tables = _Tables({}, {}, {}, {})
         entries: dict[bytes, bytes] = {}
         for key, value in self._backend.scan(*range_of(bytes((Space.CATALOG,)))):
             name = key[1:].decode("utf-8", "replace")
@@ -187,13 +342,23 @@ class Catalog:
                 number = int(digits)
                 if family == "order":
                     tables.order[number] = _decode(key, value, CatalogOrder)
+                elif family == "model":
+                    tables.model[number] = _decode(key, value, CatalogModel)
                 elif family == "codec":
                     tables.codec[number] = _decode(key, value, Tag)
                 else:
                     tables.serializer[number] = _decode(key, value, Tag)
+            elif name == _WANTED:
+                self.wanted = _decode(key, value, WantedOrders).numbers
+                entries[key] = value  # this one changes
+                continue
+            elif name == _VECTORS:
+                self.vectors = _decode(key, value, Vectors)
+                entries[key] = value  # and so does this one
+                continue
             elif name != _HEADER:
                 continue
-            entries[key] = self._entries.get(key, value)  # an entry never changes: what it was opened with
+            entries[key] = self._entries.get(key, value)  # what it was opened with
         self._entries = entries
         return tables
 

@@ -11,13 +11,14 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Literal, Self, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import FieldInfo, fields, force_setattr
 
 from qilbee_core.durability import DurabilityLevel
+from qilbee_core.episode import MemoryType
 from qilbee_core.errors import SettingsError
 
 __all__ = [
@@ -27,10 +28,13 @@ __all__ = [
     "SearchSettings",
     "Settings",
     "StorageSettings",
+    "check_settings",
     "storage_settings",
 ]
 
 CompressionScope = Literal["auto", "block", "value"]
+DecayDays = Annotated[float, Meta(ge=0.042, le=36_500)] | Literal["never"] | None
+_DAY_US = 86_400_000_000
 T = TypeVar("T", bound=Struct)
 
 
@@ -79,7 +83,7 @@ class StorageSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return self.compression_type if self.enable_compression else "none"
 
     def __post_init__(self) -> None:
-        _check("storage", self)
+        check_settings("storage", self)
         if self.sync_writes and not self.enable_wal:
             raise SettingsError(
                 "storage.sync_writes needs the write-ahead log, storage.enable_wal is false",
@@ -97,6 +101,14 @@ class StorageSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class MemorySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table ``[memory]``."""
 
+    relevance_decay_days: DecayDays = None
+    """Half-life of episodic memories; None: as the store has it, 30 in a new one."""
+    semantic_decay_days: DecayDays = None
+    """Half-life of semantic memories; None: as the store has it, 180 in a new one."""
+    procedural_decay_days: DecayDays = None
+    """Half-life of procedural memories; None: as the store has it, never in a new one."""
+    factual_decay_days: DecayDays = None
+    """Half-life of factual memories; None: as the store has it, never in a new one."""
     reinforcement_share: Annotated[float, Meta(ge=0, le=1)] = 0.2
     """How far an access moves a faded memory towards full strength; 0 switches it off."""
     enable_auto_forgetting: bool = False
@@ -109,9 +121,38 @@ class MemorySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """So many are kept of each agent, the most relevant; None: any number."""
     max_bytes: Annotated[int, Meta(ge=0)] | None = None
     """So many bytes of records are kept of each agent; None: any number."""
+    keep_history: bool = True
+    """Whether versions that were replaced or invalidated are kept."""
+    consolidation_interval_hours: Annotated[float, Meta(ge=0.0001, le=87_600)] | None = None
+    """How often a thread consolidates the memory of every agent; None: never."""
+    consolidation_policy: str = "duplicates"
+    """What decides then: duplicates, sessions, llm, or a plugin's."""
+    policies: Mapping[str, Mapping[str, bool | int | float | str | Sequence[str]]] = {}
+    """The tables ``[memory.policies.<name>]``: settings that only this policy understands."""
+    undo_days: Annotated[float, Meta(ge=0, le=36_500)] = 30
+    """For so long a consolidation can be undone; 0: not at all."""
 
     def __post_init__(self) -> None:
-        _check("memory", self)
+        check_settings("memory", self)
+
+    @property
+    def half_lives_us(self) -> dict[MemoryType, int | None]:
+        """The half-lives that the keys above ask for, in microseconds; None: never decays.
+
+        >>> MemorySettings(relevance_decay_days=1, factual_decay_days="never").half_lives_us
+        {'episodic': 86400000000, 'factual': None}
+        """
+        days: dict[MemoryType, DecayDays] = {
+            "episodic": self.relevance_decay_days,
+            "semantic": self.semantic_decay_days,
+            "procedural": self.procedural_decay_days,
+            "factual": self.factual_decay_days,
+        }
+        return {
+            memory_type: None if given == "never" else round(given * _DAY_US)
+            for memory_type, given in days.items()
+            if given is not None
+        }
 
 
 class SearchSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,9 +164,13 @@ class SearchSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Of the texts, for the stems of their words: one of the stemmer's, or none."""
     ram_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 256 << 20
     """RAM for the indexes of the agents that were searched last; the one in use may take more."""
+    embedder: str = "static"
+    """What tells the meaning of texts: the table of words that is built in, openai, or a plugin's."""
+    embedders: Mapping[str, Mapping[str, bool | int | float | str | Sequence[str]]] = {}
+    """The tables ``[search.embedders.<name>]``: settings that only this embedder understands."""
 
     def __post_init__(self) -> None:
-        _check("search", self)
+        check_settings("search", self)
 
 
 class PluginSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -135,7 +180,7 @@ class PluginSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Entry-point names of plugins that are not loaded."""
 
     def __post_init__(self) -> None:
-        _check("plugins", self)
+        check_settings("plugins", self)
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -163,7 +208,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 )
 
     @classmethod
-    def from_toml(cls, path: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> Settings:
+    def from_toml(cls, path: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> Self:
         """Read a TOML file; ``QILBEE_*`` variables of the environment override it."""
         try:
             text = Path(path).read_bytes().decode()
@@ -177,7 +222,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return cls.load(tables, environ=environ)
 
     @classmethod
-    def load(cls, tables: Mapping[str, object] | None = None, *, environ: Mapping[str, str] | None = None) -> Settings:
+    def load(cls, tables: Mapping[str, object] | None = None, *, environ: Mapping[str, str] | None = None) -> Self:
         """Settings from nested tables, overridden by ``QILBEE_<TABLE>_<KEY>`` variables.
 
         ``environ`` is where those are looked up: the environment of this process by default.
@@ -196,7 +241,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             given[name] = _table(kind, name, table, found)
         return cls(**given)  # type: ignore[arg-type]
 
-    def with_storage(self, overrides: Mapping[str, object]) -> Settings:
+    def with_storage(self, overrides: Mapping[str, object]) -> Self:
         """These settings with some keys of ``[storage]`` changed."""
         if not overrides:
             return self
@@ -230,7 +275,7 @@ def _table(kind: type[T], name: str, given: Mapping[str, object], environ: Mappi
 
 def _read(variable: str, text: str, field: FieldInfo) -> object:
     value: object = text
-    if field.name in {"disabled", "engine"}:
+    if any(get_origin(part) in (Sequence, Mapping) for part in (field.type, *get_args(field.type))):
         try:
             value = msgspec.json.decode(text)  # lists and tables are JSON in a variable
         except (msgspec.DecodeError, UnicodeError) as error:
@@ -238,8 +283,8 @@ def _read(variable: str, text: str, field: FieldInfo) -> object:
     return _convert(variable, value, field, strict=False)
 
 
-def _check(table: str, settings: Struct) -> None:
-    """Refuse values of wrong types, however the settings were made; a path becomes text."""
+def check_settings(table: str, settings: Struct) -> None:
+    """Refuse values of wrong types, however the settings of a table were made; a path becomes text."""
     for field in fields(settings):
         value = getattr(settings, field.name)
         if isinstance(value, os.PathLike):
@@ -258,8 +303,10 @@ def _convert(name: str, value: object, field: FieldInfo, *, strict: bool) -> obj
 
 
 def _choices(kind: object) -> list[str]:
-    """The texts that a type allows, where it lists them."""
+    """The texts that a type allows, where it allows nothing else."""
     parts = (kind, *get_args(kind))
+    if any(get_origin(part) is Annotated for part in parts):
+        return []
     return [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
 
 

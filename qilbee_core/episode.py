@@ -11,7 +11,17 @@ from msgspec import Struct
 from qilbee_core.errors import InvalidError, shown
 from qilbee_core.ids import datetime_of_us, draw_id, event_us_of, format_id, now_us, parse_id, us_of_datetime
 
-__all__ = ["JSON", "MEMORY_TYPES", "Episode", "JSONObject", "MemoryType", "Plan"]
+__all__ = [
+    "JSON",
+    "MEMORY_TYPES",
+    "Consolidation",
+    "ConsolidationResult",
+    "Episode",
+    "JSONObject",
+    "MemoryType",
+    "Plan",
+    "UndoReceipt",
+]
 
 JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
 """A JSON value. In memory its arrays are lists and its objects are dicts with text keys."""
@@ -33,6 +43,8 @@ class Episode:
     ``transaction_time``  when the store recorded it; None until it was read from one.
     ``expires_at``   from then on no verb of a store finds it; None: never. ``ttl`` says the same from now.
     ``pinned``       whether it was pinned when it was read.
+    ``ended_at``     of a version that is not current any more: when it was replaced or retired; else None.
+    ``superseded_by``  the id of the episode that took the place of one that was retired; else None.
 
     >>> episode = Episode.conversation("bot", "Where is my order?", "On its way.")
     >>> episode.content["user_input"]
@@ -41,12 +53,15 @@ class Episode:
     'factual'
     """
 
+    # Two are set on versions that have ended, and on no others: an episode is made on the path of every store.
     __slots__ = (
+        "_ended_us",
         "_expires_us",
         "_id",
         "_id_fixed",
         "_id_text",
         "_pinned",
+        "_superseded_by",
         "_transaction_us",
         "agent_id",
         "content",
@@ -55,6 +70,8 @@ class Episode:
         "metadata",
         "relevance",
     )
+    _ended_us: int
+    _superseded_by: str
 
     def __init__(
         self,
@@ -187,6 +204,47 @@ class Episode:
             id=id,
         )
 
+    @classmethod
+    def recorded(
+        cls,
+        agent_id: str,
+        episode_type: str,
+        content: JSONObject,
+        *,
+        id: str,
+        metadata: JSONObject,
+        memory_type: MemoryType,
+        relevance: float,
+        transaction_time: datetime,
+        expires_at: datetime | None = None,
+        pinned: bool = False,
+        ended_at: datetime | None = None,
+        superseded_by: str | None = None,
+    ) -> Episode:
+        """An episode as a store gave it, made again where that store is not: behind a server, or in another language.
+
+        >>> since = datetime(2026, 3, 2)
+        >>> told = Episode.observation("bot", "It rained.", event_time=since)
+        >>> Episode.recorded("bot", "observation", told.content, id=told.id, metadata={}, memory_type="episodic",
+        ...                  relevance=0.5, transaction_time=since).transaction_time
+        datetime.datetime(2026, 3, 2, 0, 0, tzinfo=datetime.timezone.utc)
+        """
+        episode = cls(
+            agent_id,
+            episode_type,
+            content,
+            metadata=metadata,
+            memory_type=memory_type,
+            relevance=relevance,
+            expires_at=expires_at,
+            id=id,
+        )
+        episode._transaction_us = us_of_datetime(transaction_time)
+        episode._pinned = pinned
+        if ended_at is not None:
+            episode._ended_us, episode._superseded_by = us_of_datetime(ended_at), superseded_by or ""
+        return episode
+
     @property
     def id(self) -> str:
         """36 characters; ids sort by event time, then by creation."""
@@ -228,6 +286,18 @@ class Episode:
     def pinned(self) -> bool:
         """Whether it was pinned when it was read from a store; see AgentMemory.pin()."""
         return self._pinned
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When this version was replaced by another, or retired, in UTC; None where it is current."""
+        ended_us: int = getattr(self, "_ended_us", 0)
+        return datetime_of_us(ended_us) if ended_us else None
+
+    @property
+    def superseded_by(self) -> str | None:
+        """The id of the episode that took the place of this one when it was retired; None where none did."""
+        superseded_by: str = getattr(self, "_superseded_by", "")
+        return superseded_by or None
 
     def __eq__(self, other: object) -> bool:
         """Equal where id, agent and everything the caller gave are equal; times of reading do not count."""
@@ -276,3 +346,52 @@ class Plan(Struct, frozen=True, kw_only=True):
     create: Sequence[Episode] = ()
     supersede: Mapping[str, str] = {}
     forget: Sequence[str] = ()
+
+
+class ConsolidationResult(Struct, frozen=True, kw_only=True):
+    """What :meth:`AgentMemory.consolidate` did, or with ``dry_run`` would do.
+
+    ``consolidation_id`` undoes it until ``undo_until``; both are None where nothing was changed. ``offered`` counts the
+    episodes that the policy was shown. ``created`` holds the new memories, ``superseded`` maps the id of each episode
+    that gave way to the id of what took its place, ``forgotten`` holds the ids of those that went without.
+
+    ``dropped`` holds what was planned and not done, since something had changed meanwhile: the ids of the episodes that
+    stay, each with the reason. It is ``"changed"``, ``"gone"`` (deleted or retired) or ``"pinned"`` for an episode that
+    was so meanwhile, and ``"group"`` for one that should have gone together with such a one.
+    """
+
+    consolidation_id: str | None
+    policy: str
+    offered: int
+    created: Sequence[Episode]
+    superseded: Mapping[str, str]
+    forgotten: Sequence[str]
+    dropped: Mapping[str, str]
+    undo_until: datetime | None
+    dry_run: bool
+
+
+class Consolidation(Struct, frozen=True, kw_only=True):
+    """A consolidation that can be undone until ``undo_until``, and how many memories it created and took away."""
+
+    consolidation_id: str
+    policy: str
+    consolidated_at: datetime
+    undo_until: datetime
+    created: int
+    superseded: int
+    forgotten: int
+
+
+class UndoReceipt(Struct, frozen=True, kw_only=True):
+    """What :meth:`AgentMemory.undo` did.
+
+    ``restored`` holds the ids of the episodes that are back as they were, ``removed`` those of the memories that the
+    consolidation had created. ``kept`` maps the ids of created memories that are left as they are to the reason:
+    ``"changed"``, ``"pinned"`` or ``"retired"`` since.
+    """
+
+    consolidation_id: str
+    restored: Sequence[str]
+    removed: Sequence[str]
+    kept: Mapping[str, str]

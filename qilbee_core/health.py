@@ -26,6 +26,7 @@ class Health(Struct, frozen=True, kw_only=True):
     ``problems`` says in words what keeps writes from being taken, or from becoming durable in time, each with its
     remedy. ``disk_free_bytes`` is what the disk of the store has left for this user, None for an engine without files.
     ``revivals`` counts the attempts to take writes again since the store was opened, see docs/durability.md.
+    ``reindexed_share`` is how much of a re-index to other half-lives is done, 0 to 1; None where none is under way.
 
     >>> from qilbee_core import open_store
     >>> with open_store(backend="ephemeral") as store:
@@ -37,6 +38,7 @@ class Health(Struct, frozen=True, kw_only=True):
     durability: DurabilityStatus
     disk_free_bytes: int | None
     revivals: int
+    reindexed_share: float | None = None
 
     @property
     def ok(self) -> bool:

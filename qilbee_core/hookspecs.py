@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 
 import pluggy
 
-from qilbee_core.episode import Episode, Plan
+from qilbee_core.episode import ConsolidationResult, Episode
 from qilbee_core.interfaces import Codec, ConsolidationPolicy, Embedder, Provider, Serializer, StorageBackend
 
 __all__ = ["PROJECT_NAME", "HookSpecs", "hookimpl"]
@@ -56,5 +56,5 @@ class HookSpecs:
         """``episodes`` were stored: called once for each committed batch, after the commit."""
 
     @hookspec
-    def qilbee_memory_consolidated(self, agent_id: str, result: Plan) -> None:
-        """A consolidation of ``agent_id`` was committed."""
+    def qilbee_memory_consolidated(self, agent_id: str, result: ConsolidationResult) -> None:
+        """A consolidation of ``agent_id`` was committed: called once, after all of it, where it changed anything."""

@@ -232,13 +232,21 @@ class Serializer(Protocol):
 
 
 class Embedder(Protocol):
-    """Texts to vectors of one length. Thread-safe."""
+    """Texts to vectors of one length. Thread-safe.
+
+    ``name`` says which model it is, and is kept beside its vectors: embedders of one name and the same ``dimensions``
+    give vectors that can be compared, so another model needs another name. Both are known before anything is asked.
+    """
 
     name: str
     dimensions: int
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """An array of shape (len(texts), dimensions), each row of length 1."""
+        """An array of shape (len(texts), dimensions), each row of length 1.
+
+        A text has the same vector each time, alone and among others, and one that is empty or very long has one too.
+        What cannot be embedded now raises; the store asks again.
+        """
 
 
 class ConsolidationPolicy(Protocol):

@@ -16,10 +16,12 @@ from msgspec import Struct
 from qilbee_core.errors import CorruptRecordError, InvalidError, shown
 
 __all__ = [
+    "ACCOUNT_NAME_BYTES_MAX",
     "AGENT_ID_BYTES_MAX",
     "AgentKeys",
     "ParsedKey",
     "Space",
+    "account_key",
     "catalog_key",
     "encode_agent_id",
     "parse",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 AGENT_ID_BYTES_MAX = 255
+ACCOUNT_NAME_BYTES_MAX = 255
 
 
 class Space(IntEnum):
@@ -53,11 +56,11 @@ class Space(IntEnum):
     TERMS = 0x50
     """agent, analyser version, id -> search terms; of the id of zeros: up to where they go"""
     VECTOR = 0x51
-    """agent, model, id -> vector (reserved)"""
+    """agent, model, id -> vector; of the id of zeros: up to where they go"""
     PLAN = 0x60
-    """agent, consolidation id -> undo data (reserved)"""
+    """agent, transaction time -> what undoes one batch of a consolidation"""
     ACCOUNT = 0x70
-    """the server's accounts (reserved)"""
+    """name -> a row of the server's accounts"""
 
 
 # What follows the agent's id, in bytes.
@@ -72,7 +75,7 @@ _FIELDS_BYTES = {
     Space.KEY: 16,
     Space.TERMS: 1 + 16,
     Space.VECTOR: 1 + 16,
-    Space.PLAN: 16,
+    Space.PLAN: 8,
 }
 
 
@@ -116,6 +119,23 @@ def catalog_key(name: str) -> bytes:
     return bytes((Space.CATALOG,)) + name.encode()
 
 
+def account_key(name: str) -> bytes:
+    """The key of a row of the server's accounts; InvalidError for a name that is not 1 to 255 bytes of UTF-8.
+
+    >>> account_key("user/7")
+    b'puser/7'
+    """
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        raise InvalidError("the name of a row holds a lone surrogate") from None
+    if not 1 <= len(encoded) <= ACCOUNT_NAME_BYTES_MAX:
+        raise InvalidError(
+            f"the name {shown(name)} of a row is {len(encoded)} bytes long", remedy=f"use 1 to {ACCOUNT_NAME_BYTES_MAX}"
+        )
+    return bytes((Space.ACCOUNT,)) + encoded
+
+
 _PLACE = struct.Struct(">BQ")
 _SIGN = 1 << 63
 """Added to a signed integer so that its bytes sort as it does."""
@@ -138,6 +158,8 @@ class AgentKeys:
         "idempotency_keys",
         "states",
         "terms",
+        "undos",
+        "vectors",
         "vitalities",
     )
 
@@ -153,6 +175,8 @@ class AgentKeys:
         self.changes = self.prefix(Space.CHANGE)
         self.idempotency_keys = self.prefix(Space.KEY)
         self.terms = self.prefix(Space.TERMS)
+        self.vectors = self.prefix(Space.VECTOR)
+        self.undos = self.prefix(Space.PLAN)
 
     def prefix(self, space: Space) -> bytes:
         """What all keys of this agent in ``space`` begin with."""
@@ -210,6 +234,18 @@ class AgentKeys:
         """The half-open range of all search terms of one version, up to the last id there can be."""
         return self.row(version, b""), self.row(version, b"\xff" * 16)
 
+    def undo(self, transaction_us: int) -> bytes:
+        """Key of what undoes the batch of a consolidation that was committed at ``transaction_us``."""
+        return self.undos + transaction_us.to_bytes(8, "big")
+
+    def vector(self, model: int, id_bytes: bytes) -> bytes:
+        """Key of the vector of an episode, as one model made it."""
+        return self.vectors + bytes((model,)) + id_bytes
+
+    def vector_range(self, model: int) -> tuple[bytes, bytes]:
+        """The half-open range of all vectors of one model."""
+        return range_of(self.vectors + bytes((model,)))
+
 
 def place_of(vitality_key: bytes) -> int:
     """The vitality that a key of VITALITY was built with."""
@@ -235,6 +271,11 @@ def parse(key: bytes) -> ParsedKey:
         space = Space(key[0])
     except (IndexError, ValueError):
         raise CorruptRecordError(f"key {key.hex()} begins with no known space") from None
+    if space is Space.ACCOUNT:
+        try:
+            account_key(key[1:].decode())
+        except ValueError:
+            raise CorruptRecordError(f"key {key.hex()} of ACCOUNT holds no name") from None
     if space in (Space.CATALOG, Space.ACCOUNT):
         return ParsedKey(space, None, key[1:])
     length = key[1] if len(key) > 1 else 0

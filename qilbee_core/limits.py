@@ -36,6 +36,7 @@ __all__ = [
     "check_share",
     "check_size",
     "check_sizes",
+    "check_storable",
     "check_text",
     "surrogate_error",
 ]
@@ -93,6 +94,21 @@ def check_episode(episode: Episode) -> None:
         check_memory_type(episode.memory_type)
     check_object(episode.content, "content", CONTENT_BYTES_MAX)
     check_object(episode.metadata, "metadata", METADATA_BYTES_MAX)
+
+
+def check_storable(episode: Episode) -> None:
+    """Refuse an episode that no store takes, wholly and at once: for those who send episodes to where a store is.
+
+    >>> check_storable(Episode("bot", "note", {"at": (1, 2)}))
+    Traceback (most recent call last):
+    ...
+    qilbee_core.errors.InvalidError: content.at is tuple, not a JSON value: turn it into a list first
+    """
+    check_episode(episode)
+    try:
+        check_sizes(episode.content, episode.metadata)
+    except UnicodeEncodeError:
+        raise surrogate_error({"content": episode.content, "metadata": episode.metadata}, "episode") from None
 
 
 def check_memory_type(memory_type: object) -> None:

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 import pluggy
 
 from qilbee_core import builtin
-from qilbee_core.episode import Episode
+from qilbee_core.episode import ConsolidationResult, Episode
 from qilbee_core.errors import PluginError, ProviderNotFoundError, QilbeeError, SettingsError
 from qilbee_core.hookspecs import PROJECT_NAME, HookSpecs
 from qilbee_core.interfaces import Codec, ConsolidationPolicy, Embedder, Provider, Serializer, StorageBackend
@@ -80,6 +80,8 @@ class Plugins:
     policies: Registry[ConsolidationPolicy]
     episodes_stored: Callable[[str, Sequence[Episode]], None] | None
     """Tells the observers; None where nobody listens."""
+    memory_consolidated: Callable[[str, ConsolidationResult], None] | None
+    """The same."""
 
 
 def load_plugins(*, disabled: Sequence[str] = (), extra: Sequence[object] = ()) -> Plugins:
@@ -146,7 +148,8 @@ def _assemble(installed: Sequence[tuple[str, str, object]], extra: Sequence[obje
         serializers=_collect(manager, "serializer", "qilbee_register_serializers", distribution_of),
         embedders=_collect(manager, "embedder", "qilbee_register_embedders", distribution_of),
         policies=_collect(manager, "policy", "qilbee_register_policies", distribution_of),
-        episodes_stored=_observer(manager),
+        episodes_stored=_observer(manager, "qilbee_episodes_stored", "episodes"),
+        memory_consolidated=_observer(manager, "qilbee_memory_consolidated", "result"),
     )
 
 
@@ -189,18 +192,18 @@ def _collect(
     return Registry(kind, providers, distributions)
 
 
-def _observer(manager: pluggy.PluginManager) -> Callable[[str, Sequence[Episode]], None] | None:
-    implementations = manager.hook.qilbee_episodes_stored.get_hookimpls()
+def _observer(manager: pluggy.PluginManager, hook_name: str, what: str) -> Callable[[str, T], None] | None:
+    implementations = getattr(manager.hook, hook_name).get_hookimpls()
     if not implementations:
         return None
 
-    def tell(agent_id: str, episodes: Sequence[Episode]) -> None:
+    def tell(agent_id: str, told: T) -> None:
         for implementation in implementations:
-            given = {"agent_id": agent_id, "episodes": episodes}
+            given = {"agent_id": agent_id, what: told}
             try:
                 implementation.function(*(given[name] for name in implementation.argnames))
             except Exception:
-                # The episodes are committed; an observer cannot take that back.
-                log.exception("qilbee_episodes_stored of plugin %s failed", implementation.plugin_name)
+                # It is committed; an observer cannot take that back.
+                log.exception("%s of plugin %s failed", hook_name, implementation.plugin_name)
 
     return tell

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from msgspec.structs import asdict
 
-from qilbee_core.catalog import Catalog, find_store_id
+from qilbee_core.account_rows import AccountRows
+from qilbee_core.catalog import Catalog, CatalogModel, find_store_id
 from qilbee_core.config import Settings
 from qilbee_core.durability import Durability, DurabilityStatus
 from qilbee_core.episode import JSON
@@ -32,6 +33,7 @@ from qilbee_core.health import DiskSpace, Health
 from qilbee_core.interfaces import (
     BackendOptions,
     Blocking,
+    Embedder,
     MayOpen,
     StorageBackend,
     SupportsCompaction,
@@ -45,9 +47,14 @@ from qilbee_core.marker import claim, directory_error, unclaim
 from qilbee_core.memory.agent import AgentMemory
 from qilbee_core.memory.aio import AsyncAgentMemory
 from qilbee_core.memory.commit import Context
+from qilbee_core.memory.compaction import Compaction
+from qilbee_core.memory.encoder import Encoder, chosen_encoder, model_of
 from qilbee_core.memory.indexing import Indexing
 from qilbee_core.memory.operations import Operations
+from qilbee_core.memory.reembedding import reembed
+from qilbee_core.memory.reindexing import Reindexing
 from qilbee_core.memory.repair import RepairReport, repair
+from qilbee_core.memory.schedule import Schedule
 from qilbee_core.memory.sweeper import Sweeper
 from qilbee_core.memory.verify import VerifyReport, verify
 from qilbee_core.plugins import Plugins, load_plugins
@@ -74,18 +81,22 @@ class Store:
         plugins: Plugins,
         watermark: Watermark | None = None,
         *,
+        embedder: Embedder | None = None,
         read_only: bool = False,
     ) -> None:
         """Wire a store on an opened ``backend``, which is closed with it; for :func:`open_store`."""
         self.settings = settings
+        self._plugins = plugins
         found = backend.sequence() if isinstance(backend, SupportsSequence) else None
         self._backend = backend
         storage = settings.storage
-        catalog = Catalog(backend)
+        catalog = Catalog(backend, settings.memory.half_lives_us)
         codec_name, serializer_name = _value_codec(backend, settings), storage.serializer
         if read_only:  # the first names of the store: others would be written into its catalog
             codec_name, serializer_name = "none", catalog.serializer(1).name
         records = Records(catalog, plugins, codec_name=codec_name, serializer_name=serializer_name)
+        if not read_only:
+            catalog.want(settings.memory.half_lives_us)
         is_recovery = watermark is not None and watermark.accept_loss
         if watermark is not None:
             watermark.begin(catalog.header.store_id)
@@ -103,16 +114,28 @@ class Store:
                 watermark.save()
             search = settings.search
             self._indexing = Indexing(
-                self._context, search.indexing, search.language, ram_bytes_max=search.ram_bytes, read_only=read_only
+                self._context,
+                search.indexing,
+                search.language,
+                ram_bytes_max=search.ram_bytes,
+                encoder=None
+                if embedder is None
+                else chosen_encoder(catalog, embedder, self._model_of(search.embedder, embedder), read_only=read_only),
+                read_only=read_only,
             )
         except BaseException:
             self._durability.close()
             raise
-        self._episodes_stored = plugins.episodes_stored
+        self._operations_of = partial(Operations, self._context, self._indexing, plugins, settings.memory)
         self._closed = False
-        self._sweeper = None
+        self._sweeper = self._schedule = None
         if not read_only:
-            self._sweeper = Sweeper(self._context, partial(Operations, self._context, self._indexing), settings.memory)
+            self._sweeper = Sweeper(self._context, self._operations_of, settings.memory)
+            self._schedule = Schedule(self._context, self._operations_of, settings.memory)
+        self._compaction = Compaction(self._context)
+        self._reindexing = Reindexing(self._context)
+        if not read_only:
+            self._reindexing.start()
         self._disk = None if watermark is None else DiskSpace(Path(storage.data_path))
         if self._disk is not None:
             self._disk.look()
@@ -125,6 +148,11 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory of its files; None for an engine that keeps none, or where it may not be changed."""
+        return None if self._disk is None else Path(self.settings.storage.data_path)
 
     @property
     def recovery(self) -> RecoveryReport | None:
@@ -142,13 +170,18 @@ class Store:
 
     def _operations(self, agent_id: str) -> Operations:
         self._check_open()
-        return Operations(self._context, self._indexing, agent_id, episodes_stored=self._episodes_stored)
+        return self._operations_of(agent_id)
 
     def agents(self) -> list[str]:
         """The ids of all agents that have stored anything since they were last cleared, sorted."""
         self._check_open()
         found = (parse(key).agent_id for key, _ in self._backend.scan(*range_of(bytes((Space.AGENT,)))))
         return sorted(agent_id for agent_id in found if agent_id is not None)
+
+    def account_rows(self) -> AccountRows:
+        """The rows of a server's accounts, beside the memories."""
+        self._check_open()
+        return AccountRows(self._context)
 
     def flush(self) -> None:
         """Make every earlier write survive a power cut, at any durability level."""
@@ -180,7 +213,14 @@ class Store:
                 "misses": tails.misses,
             },
             "memory": {} if self._sweeper is None else self._sweeper.figures(),
-            "search": {"indexing": self._indexing.mode, **self._indexing.figures()},
+            "consolidation": {} if self._schedule is None else self._schedule.figures(),
+            "reindexing": asdict(self._reindexing.figures),
+            "compaction": asdict(self._compaction.figures),
+            "search": {
+                "indexing": self._indexing.mode,
+                **self._indexing.figures(),
+                **self._indexing.embedding.figures(),
+            },
             "engine": self._backend.stats() if isinstance(self._backend, SupportsStats) else {},
         }
 
@@ -201,6 +241,7 @@ class Store:
             durability=status,
             disk_free_bytes=None if self._disk is None else self._disk.free_bytes(),
             revivals=self._supervisor.attempts,
+            reindexed_share=self._reindexing.figures.share,
         )
 
     def _problems(self, status: DurabilityStatus) -> Iterator[str]:
@@ -222,6 +263,9 @@ class Store:
         late_ms = status.unsynced_age_ms - _SYNC_MS_MAX
         if status.level == "interval":
             late_ms -= self.settings.storage.wal_sync_interval_ms
+        problem = self._indexing.embedding.problem
+        if problem is not None:
+            yield f"search goes by words alone where vectors are missing: {problem}"
         if late_ms > 0 and status.level in ("sync", "interval"):
             yield (
                 f"the oldest write that is not synced is {status.unsynced_age_ms / 1000:.0f} s old: look at the disk, "
@@ -252,18 +296,61 @@ class Store:
         self._check_open()
         report = repair(self._context)
         self._indexing.build()
+        self._indexing.embedding.look_anew()
         return report
+
+    def reembed(
+        self,
+        embedder: str,
+        *,
+        progress: Callable[[int, int], object] | None = None,
+        **options: bool | int | float | str | Sequence[str],
+    ) -> int:
+        """Let another embedder tell the meaning of what is stored; gives how many vectors were made.
+
+        They are made beside those in use, which search goes by until one key switches to the new ones; then the old
+        ones are removed. Interrupted, it goes on where it was when it is called again. Called for the embedder in use
+        it makes what vectors are missing. ``"static"`` goes back to the table of words, and keeps no vectors.
+
+        ``options`` are settings of the embedder, where ``[search.embedders.<name>]`` has not got them; ``progress`` is
+        called with how many episodes have their vector, and how many there are. Open the store with the new embedder
+        from then on: with the old one it is refused. Raises PluginError where the embedder fails; the old vectors are
+        in use then.
+
+        >>> with open_store(backend="ephemeral") as store:
+        ...     store.reembed("static")
+        0
+        """
+        self._check_open()
+        if self._indexing.mode == "off":
+            raise InvalidError(
+                "search is switched off in this store", remedy='open it with search.indexing = "background" or "inline"'
+            )
+        made = _embedder(self._plugins, self.settings, embedder, **options)
+        if made is None:
+            return reembed(self._context, self._indexing.embedding, None, progress)
+        self._indexing.build()
+        number = self._context.catalog.model_number(self._model_of(embedder, made))
+        return reembed(self._context, self._indexing.embedding, Encoder(made, number), progress)
+
+    def _model_of(self, name: str, embedder: Embedder) -> CatalogModel:
+        return model_of(embedder, name, self._plugins.embedders.distributions[name])
 
     def close(self) -> None:
         """Make everything durable and let go of the directory. Idempotent."""
         if self._closed:
             return
         self._closed = True
+        if self._schedule is not None:
+            self._schedule.close()
         if self._sweeper is not None:
             self._sweeper.close()
+        self._reindexing.close()
+        self._compaction.close()
         self._supervisor.close()
         self._indexing.close()
-        with ExitStack() as ending:  # each of them, whatever the others raise
+        with ExitStack() as ending:  # each of them, the last one first, whatever the others raise
+            ending.callback(self._compaction.join)
             ending.callback(self._context.tails.close)
             ending.callback(self._backend.close)
             ending.callback(self._durability.close)
@@ -313,10 +400,13 @@ def open_store(
     settings = settings.with_storage(overrides)
     if plugins is None:
         plugins = load_plugins(disabled=settings.plugins.disabled)
+    if settings.memory.consolidation_interval_hours is not None:
+        plugins.policies.find(settings.memory.consolidation_policy)
+    embedder = None if settings.search.indexing == "off" else _embedder(plugins, settings, settings.search.embedder)
     started_s = time.monotonic()
     backend, watermark = _open_backend(settings, plugins, recover, read_only)
     try:
-        store = Store(backend, settings, plugins, watermark, read_only=read_only)
+        store = Store(backend, settings, plugins, watermark, embedder=embedder, read_only=read_only)
     except BaseException:
         backend.close()
         raise
@@ -329,6 +419,16 @@ def open_store(
         settings.storage.codec,
     )
     return store
+
+
+def _embedder(
+    plugins: Plugins, settings: Settings, name: str, **options: bool | int | float | str | Sequence[str]
+) -> Embedder | None:
+    """The embedder of that name; None for the table of words, which needs no vectors."""
+    if name == "static":
+        return None
+    given: dict[str, Any] = {**settings.search.embedders.get(name, {}), **options}
+    return plugins.embedders.create(name, **given)
 
 
 def _open_backend(

@@ -425,15 +425,14 @@ def plain_name(kind: Any) -> str:
     if get_origin(kind) is Mapping:
         return "table"
     if type(None) in get_args(kind):
-        (kind,) = (part for part in get_args(kind) if part is not type(None))
-        return plain_name(kind)
+        return ", or ".join(plain_name(part) for part in get_args(kind) if part is not type(None))
     names: dict[Any, str] = {str: "string", bool: "boolean", int: "integer", float: "number"}
     return names[kind]
 
 
 def toml_of(field: FieldInfo) -> str:
     default = None if field.default is None else field.default if field.default != () else []
-    if field.name == "engine":
+    if field.name in {"embedders", "engine", "policies"}:
         default = {}
     return "left out" if default is None else json.dumps(default)
 

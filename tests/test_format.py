@@ -15,11 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from qilbee_core import Episode, SearchSettings, Settings, open_store
 from qilbee_core import ids as ids_module
-from qilbee_core.catalog import LAYOUT_VERSION, SCHEMA_VERSION, Catalog, CatalogOrder, Header, Tag
+from qilbee_core.catalog import (
+    LAYOUT_VERSION,
+    SCHEMA_VERSION,
+    Catalog,
+    CatalogModel,
+    CatalogOrder,
+    Header,
+    Tag,
+    Vectors,
+    WantedOrders,
+)
 from qilbee_core.codecs.dictionaries import dictionary
 from qilbee_core.codecs.lz4 import Lz4Codec
 from qilbee_core.codecs.snappy import SnappyCodec
@@ -28,13 +39,23 @@ from qilbee_core.envelope import ENVELOPE_VERSION, RECORD_BYTES_MAX, Envelope, f
 from qilbee_core.episode import MEMORY_TYPES
 from qilbee_core.ids import draw_id, event_us_of, format_id, lowest_id, parse_id
 from qilbee_core.interfaces import Codec, Serializer
-from qilbee_core.keys import AgentKeys, Space, catalog_key, encode_agent_id, parse
+from qilbee_core.keys import AgentKeys, Space, account_key, catalog_key, encode_agent_id, parse
 from qilbee_core.memory.document import EpisodeDocument, digest_of, digest_of_key
-from qilbee_core.memory.head import Head, Tally
+from qilbee_core.memory.head import Head, Reindex, Tally
 from qilbee_core.memory.log import ChangeKind, change_payload, parse_change
 from qilbee_core.memory.relevance import PINNED_ORDERS, Order, contribution, vitality
 from qilbee_core.memory.state import State, decode_state
 from qilbee_core.memory.terms import Cursor, cursor_key, decode_cursor, open_row, row_key, seal_row
+from qilbee_core.memory.undo import UndoRow, decode_undo, parts, undo_us
+from qilbee_core.memory.vectors import (
+    VectorCursor,
+    decode_vector_cursor,
+    encoded_text,
+    is_vector_of,
+    open_vector,
+    seal_vector,
+    vector_cursor_key,
+)
 from qilbee_core.memory.verify import INVARIANTS
 from qilbee_core.search.analysis import analyser
 from qilbee_core.search.rows import Row, row_of
@@ -88,10 +109,10 @@ def check_keys(vector: dict[str, Any]) -> None:
         "STATE": lambda f: keys.state(id_bytes),
         "EXPIRY": lambda f: keys.expiry(f["expires_us"], id_bytes),
         "TERMS": lambda f: keys.row(f["version"], id_bytes),
+        "PLAN": lambda f: keys.undo(f["transaction_us"]),
+        "ACCOUNT": lambda f: account_key(f["name"]),
         # Reserved: there is no builder yet, so what the page says is built here and parsed below.
-        "VECTOR": lambda f: keys.prefix(Space.VECTOR) + bytes((f["version"],)) + id_bytes,
-        "PLAN": lambda f: keys.prefix(Space.PLAN) + bytes.fromhex(f["plan"]),
-        "ACCOUNT": lambda f: bytes((Space.ACCOUNT,)) + f["name"].encode(),
+        "VECTOR": lambda f: keys.vector(f["version"], id_bytes),
     }
     for name, family in families.items():
         key = build[name](family)
@@ -180,6 +201,9 @@ def check_catalog(vector: dict[str, Any]) -> None:
         "codec": Tag,
         "serializer": Tag,
         "order": CatalogOrder,
+        "orders": WantedOrders,
+        "model": CatalogModel,
+        "vectors": Vectors,
     }
     entries = {name: entry for name, entry in vector.items() if name != "kind"}
     assert {name.partition("/")[0] for name in entries} == set(kinds)
@@ -205,13 +229,30 @@ def check_head(vector: dict[str, Any]) -> None:
     for name in ("generation", "sequence", "trimmed", "transaction_us", "record_bytes", "types", "states", "expiry_us"):
         setattr(head, name, vector[name])
     head.newest_id = parse_id(vector["newest_id"])
+    head.retired = vector["retired"]
     head.tallies = {order: Tally(count, int(total)) for order, count, total in vector["tallies"]}
+    head.orders = tuple(vector["orders"])
+    head.reindex = Reindex(tuple(vector["coming"]), parse_id(vector["built"]), tuple(vector["leaving"]))
     assert head.encode(key) == value
     decoded = Head.decode(key, value)
     assert decoded.encode(key) == value
     assert decoded.counts() == head.counts()
     longer = msgspec.msgpack.encode([*msgspec.msgpack.decode(unframe(key, value)), "of a later layout"])
     assert Head.decode(key, frame(key, longer)).encode(key) == value
+
+
+def check_undo(vector: dict[str, Any]) -> None:
+    key, value = bytes.fromhex(vector["key"]), bytes.fromhex(vector["bytes"])
+    created, superseded, forgotten = (
+        [parse_id(text) for text in vector[name]] for name in ("created", "superseded", "forgotten")
+    )
+    row = UndoRow.of(parse_id(vector["consolidation"]), vector["policy"], created, superseded, forgotten)
+    assert row.encode(key) == value
+    assert decode_undo(key, value) == row
+    assert (parts(row.created), row.gone()) == (created, superseded + forgotten)
+    assert AgentKeys("bot").undo(undo_us(key)) == key
+    longer = msgspec.msgpack.encode([*msgspec.msgpack.decode(unframe(key, value)), "of a later layout"])
+    assert decode_undo(key, frame(key, longer)) == row
 
 
 def check_state(vector: dict[str, Any]) -> None:
@@ -247,10 +288,37 @@ def check_terms(vector: dict[str, Any]) -> None:
     assert open_row(key, value) == row
 
 
+def check_vector(vector: dict[str, Any]) -> None:
+    keys, model, text = AgentKeys("bot"), vector["model"], vector["text"]
+    key, value = bytes.fromhex(vector["key"]), bytes.fromhex(vector["bytes"])
+    numbers = np.array(vector["numbers"], np.int8)
+    assert keys.vector(model, parse_id(vector["id"])) == key
+    assert seal_vector(key, text, numbers) == value
+    assert open_vector(key, value, 4).tolist() == vector["numbers"]
+    assert is_vector_of(key, value, 4, text)
+    assert not is_vector_of(key, value, 4, text + ".")
+    empty = bytes.fromhex(vector["empty_bytes"])
+    assert seal_vector(key, "", None) == empty
+    assert open_vector(key, empty, 4).tolist() == [0, 0, 0, 0]
+    speaker, _, said = text.partition(": ")
+    document = EpisodeDocument("note", {"text": said}, 1, {"speaker": speaker})
+    assert encoded_text(document) == text
+    key, value = bytes.fromhex(vector["cursor_key"]), bytes.fromhex(vector["cursor_bytes"])
+    cursor = VectorCursor(vector["generation"], vector["sequence"])
+    assert (vector_cursor_key(keys, model), cursor.encode(key)) == (key, value)
+    assert decode_vector_cursor(key, value) == cursor
+
+
 def check_mark(vector: dict[str, Any]) -> None:
     key, value, id_bytes = bytes.fromhex(vector["key"]), bytes.fromhex(vector["bytes"]), parse_id(vector["id"])
     assert frame(key, id_bytes) == value
     assert unframe(key, value) == id_bytes
+
+
+def check_account(vector: dict[str, Any]) -> None:
+    key, value, payload = account_key(vector["name"]), bytes.fromhex(vector["bytes"]), bytes.fromhex(vector["payload_bytes"])
+    assert frame(key, payload) == value
+    assert unframe(key, value) == payload
 
 
 def check_watermark(vector: dict[str, Any]) -> None:
@@ -276,7 +344,7 @@ def test_the_page_has_a_vector_of_every_kind() -> None:
 def test_the_table_of_keys_lists_exactly_the_families_of_the_code() -> None:
     rows = table("space", "family", "fields", "value", "state")
     assert [(row[0], row[1]) for row in rows] == [(f"0x{space:02x}", space.name) for space in Space]
-    assert {row[4] for row in rows} == {"live", "reserved"}
+    assert {row[4] for row in rows} == {"live"}
 
 
 def test_the_widths_in_the_table_of_keys_are_those_that_parse_accepts() -> None:
@@ -298,7 +366,11 @@ def test_only_live_families_are_written() -> None:
         stored_id = memory.store_episode(tea, idempotency_key="order-7")
         memory.boost(memory.store_episode(Episode.observation("bot", "ink", relevance=0.5)))
         memory.update_episode(stored_id, content={"text": "more tea"})
-        assert {parse(key).space.name for key, _ in store._backend.scan()} == live
+        memory.store_episodes([Episode.observation("bot", "Ben is here"), Episode.observation("bot", "ben is here")])
+        memory.consolidate("duplicates")
+        store.account_rows().write({"user/admin": b"ann"})
+        # With an encoder VECTOR too: tests/search/test_embedding.py.
+        assert {parse(key).space.name for key, _ in store._backend.scan()} == live - {"VECTOR"}
 
 
 def test_the_bits_of_an_id_are_those_of_the_table() -> None:
@@ -347,6 +419,8 @@ def test_the_fields_of_a_head_are_those_of_the_table() -> None:
     assert sorted(row[1] for row in rows) == sorted(Head.__slots__)
     payload = msgspec.msgpack.decode(unframe(b"", Head().encode(b"")))
     assert len(payload) == len(rows)
+    rows = table("position", "reindex", "what")
+    assert [(int(row[0]), row[1]) for row in rows] == list(enumerate(Reindex.__struct_fields__))
 
 
 def test_the_orders_of_a_new_store_are_those_of_the_table() -> None:
@@ -362,6 +436,8 @@ def test_the_orders_of_a_new_store_are_those_of_the_table() -> None:
 def test_the_names_of_catalog_entries_are_those_of_the_table() -> None:
     names = {row[0].partition("/")[0] for row in table("name", "what")}
     with open_store(backend="ephemeral", compression_type="lz4") as store:
+        catalog = Catalog(store._backend)
+        catalog.keep_vectors(Vectors(catalog.model_number(CatalogModel("a", 3, 1, "b", "c"))))
         found = {key[1:].decode().partition("/")[0] for key in Catalog(store._backend).entries()}
     assert names == found
 

@@ -182,6 +182,27 @@ def test_a_golden_store_knows_what_was_stored_before_and_goes_on(golden: tuple[P
         assert [key for key, _ in store._backend.scan() if key[0] != Space.CATALOG] == []
 
 
+def test_what_was_retired_in_a_golden_store_is_known_as_it_was(golden: tuple[Path, dict[str, Any]]) -> None:
+    data, expected = golden
+    ended = make().ended
+    with open_store(data, durability="async") as store:
+        for agent_id, agent in expected["agents"].items():
+            memory = store.agent_memory(agent_id)
+            for id_, versions in agent.get("retired", {}).items():
+                assert memory.get_episode(id_) is None
+                assert exact([ended(version) for version in memory.history(id_)]) == exact(versions)
+                for version in memory.history(id_):
+                    assert memory.get_episode(id_, as_of=version.transaction_time) == version
+                assert memory.get_episode(id_, as_of=version.ended_at) is None
+            if agent.get("retired"):
+                again = Episode(agent_id, "note", {"text": "known by its key"})
+                assert memory.store_episode(again, idempotency_key="of a retired one") in agent["retired"]
+                assert sum(1 for versions in agent["retired"].values() if versions[-1]["superseded_by"]) == 3
+                assert memory.purge(datetime.now(UTC)).episodes == len(agent["retired"])
+                assert [id_ for id_ in agent["retired"] if memory.history(id_)] == []
+        assert store.verify().problems == []
+
+
 # --- the future
 
 

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from qilbee_core import CorruptRecordError, InvalidError
 from qilbee_core import ids as ids_module
 from qilbee_core.ids import EVENT_US_MAX, draw_id, event_us_of, format_id, lowest_id, parse_id
-from qilbee_core.keys import AGENT_ID_BYTES_MAX, AgentKeys, Space, catalog_key, encode_agent_id, parse, range_of
+from qilbee_core.keys import (
+    AGENT_ID_BYTES_MAX,
+    AgentKeys,
+    Space,
+    account_key,
+    catalog_key,
+    encode_agent_id,
+    parse,
+    range_of,
+)
 
 EVENT_US_MIN = -62_135_596_800_000_000
 
@@ -61,8 +70,8 @@ def families(keys: AgentKeys, id_bytes: bytes, number: int) -> dict[Space, bytes
         Space.CHANGE: keys.change(number),
         Space.KEY: keys.idempotency_key(id_bytes),
         Space.TERMS: keys.row(number % 256, id_bytes),
-        Space.VECTOR: keys.prefix(Space.VECTOR) + bytes((number % 256,)) + id_bytes,
-        Space.PLAN: keys.prefix(Space.PLAN) + id_bytes,
+        Space.VECTOR: keys.vector(number % 256, id_bytes),
+        Space.PLAN: keys.undo(number),
     }
 
 
@@ -73,7 +82,7 @@ def test_parsing_undoes_building_for_every_family(agent_id: str, id_bytes: bytes
     for space, key in built.items():
         parsed = parse(key)
         assert (parsed.space, parsed.agent_id) == (space, unicodedata.normalize("NFC", agent_id))
-        if space not in (Space.AGENT, Space.CHANGE):
+        if space not in (Space.AGENT, Space.CHANGE, Space.PLAN):
             assert parsed.id_bytes == id_bytes
         again = AgentKeys(parsed.agent_id or "")
         if space is Space.HISTORY:
@@ -261,11 +270,23 @@ def test_a_length_byte_that_lies_about_the_agent_is_noticed(length: int) -> None
 
 def test_a_space_byte_without_more_is_a_key_of_no_agent() -> None:
     for space in Space:
-        if space in (Space.CATALOG, Space.ACCOUNT):
+        if space is Space.CATALOG:
             assert parse(bytes((space,))).fields == b""
         else:
-            with pytest.raises(CorruptRecordError, match="no agent id"):
+            with pytest.raises(CorruptRecordError, match="no agent id|no name"):
                 parse(bytes((space,)))
+
+
+@given(st.text(min_size=1, max_size=60).filter(lambda name: "\ud800" not in ascii(name)))
+def test_the_name_of_a_row_of_accounts_comes_back_from_its_key(name: str) -> None:
+    parsed = parse(account_key(name))
+    assert (parsed.space, parsed.agent_id, parsed.fields.decode()) == (Space.ACCOUNT, None, name)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 256, "é" * 128, "\ud800"])
+def test_a_name_of_a_row_of_accounts_that_fits_no_key_is_refused(name: str) -> None:
+    with pytest.raises(InvalidError):
+        account_key(name)
 
 
 ID = "0e30b9ee-5b68-8000-99c9-36e387babcde"

@@ -24,9 +24,12 @@ def in_order(names: list[str]) -> list[str]:
 
 
 def imported_by(module: object) -> set[str]:
+    """The names that a package takes from its modules, at once or when they are first asked for."""
     tree = ast.parse(inspect.getsource(module))  # type: ignore[arg-type]
-    froms = (node for node in tree.body if isinstance(node, ast.ImportFrom))
-    return {alias.asname or alias.name for node in froms for alias in node.names}
+    later = [node for branch in tree.body if isinstance(branch, ast.If) for node in branch.body]
+    froms = (node for node in (*tree.body, *later) if isinstance(node, ast.ImportFrom))
+    package = str(module.__name__).split(".")[0]  # type: ignore[attr-defined]
+    return {alias.asname or alias.name for node in froms if package in str(node.module) for alias in node.names}
 
 
 @pytest.mark.parametrize("module", [qilbee_core, qilbee_core.testing], ids=lambda module: str(module.__name__))
@@ -42,6 +45,12 @@ def test_each_public_class_and_function_says_what_it_is(name: str) -> None:
     given = getattr(qilbee_core, name)
     if inspect.isclass(given) or inspect.isfunction(given):
         assert given.__doc__
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'open_stor'"):
+        qilbee_core.open_stor  # type: ignore[attr-defined]  # noqa: B018
+    assert set(qilbee_core.__all__) <= set(dir(qilbee_core))
 
 
 # Signatures

@@ -19,13 +19,17 @@ from qilbee_core.errors import StorageError
 __all__ = ["checkpoint", "compact", "no_automatic_compaction", "obsolete_files"]
 
 
-def compact(database: Rdict, start: bytes, stop: bytes | None) -> None:
-    """Rewrite every file that overlaps the range, on the lowest level too. Returns all the same if cancelled."""
-    forced = CompactOptions()
-    forced.set_bottommost_level_compaction(BottommostLevelCompaction.force())
+def compact(database: Rdict, start: bytes, stop: bytes | None, *, forced: bool) -> None:
+    """Rewrite the files that overlap the range. Returns all the same if cancelled.
+
+    ``forced``: also those on the lowest level over which there is nothing, so nothing that deletes any of theirs.
+    """
+    options = CompactOptions()
+    if forced:
+        options.set_bottommost_level_compaction(BottommostLevelCompaction.force())
     try:
         errors = database.property_int_value("rocksdb.background-errors")
-        database.compact_range(start, stop, forced)
+        database.compact_range(start, stop, options)
         # It says nothing of a failure, for one over a damaged block.
         if database.property_int_value("rocksdb.background-errors") != errors:
             database.flush()  # which raises what is wrong, unless RocksDB got over it meanwhile

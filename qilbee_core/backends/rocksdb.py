@@ -317,10 +317,14 @@ class RocksDBBackend(SingleProcess):
     # Space
 
     def compact(self, start: bytes = b"", stop: bytes | None = None) -> None:
-        """Rewrite the files that overlap the range, without what was deleted."""
+        """Rewrite the files that overlap the range, without what was deleted.
+
+        Of a part, those that hold nothing deleted may stay: many parts of one file would rewrite it many times.
+        """
+        is_whole = not start and stop is None
         with self._outside_gil() as database:
             with self._flushed(database):
-                compact(database, start, stop)
+                compact(database, start, stop, forced=is_whole)
             # Not for others: a manifest that an erasure has just done with goes with the next change of the files.
             self._wait_for_deletions(".sst")
 
@@ -332,7 +336,7 @@ class RocksDBBackend(SingleProcess):
         with self._erase_lock, self._outside_gil() as database, no_automatic_compaction(database):
             with self._flushed(database):
                 for start, stop in ranges:
-                    compact(database, start, stop)
+                    compact(database, start, stop, forced=True)
             # The manifest of the last change still names keys of the files it did away with; one more, and it is new.
             value = database.get(b"")
             with suppress(ConflictError):  # which means that somebody else made one

@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from datetime import datetime
 from importlib.metadata import version
 from importlib.resources import as_file, files
 from io import TextIOWrapper
@@ -18,11 +19,23 @@ from typing import Annotated, ParamSpec, TypeVar
 
 import msgspec
 import typer
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
+from qilbee_core.cli import consolidation as consolidation_run
 from qilbee_core.cli import quickstart as quickstart_run
 from qilbee_core.cli import recover as recover_run
-from qilbee_core.cli.display import Warnings, counted, episodes_table, figures, moment, say, say_aside, table
+from qilbee_core.cli.disk import disk_use
+from qilbee_core.cli.display import (
+    ProgressBar,
+    Warnings,
+    counted,
+    episodes_table,
+    figures,
+    moment,
+    say,
+    say_aside,
+    table,
+)
 from qilbee_core.config import Settings, StorageSettings
 from qilbee_core.errors import DataError, InvalidError, NotFoundError, QilbeeError, StoreLockedError
 from qilbee_core.limits import LIMIT_MAX
@@ -30,13 +43,15 @@ from qilbee_core.memory.verify import Problem, VerifyReport
 from qilbee_core.plugins import Plugins, Registry, load_plugins
 from qilbee_core.store import Store, open_store
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "open_existing", "open_to_look", "read_settings_as", "telling_errors"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _QUICKSTART_DATA = "quickstart-data"
 _ROWS_MAX = 50
+
+_settings_type: type[Settings] = Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -76,7 +91,13 @@ def _qilbee(
     """Durable memory for AI agents: try it, and look into a store."""
 
 
-def _telling_errors(command: Callable[P, T]) -> Callable[P, T]:
+def read_settings_as(settings_type: type[Settings]) -> None:
+    """Have every command read its settings as these, which know more tables."""
+    global _settings_type
+    _settings_type = settings_type
+
+
+def telling_errors(command: Callable[P, T]) -> Callable[P, T]:
     """``command``, with each error of ours told in one line."""
 
     @functools.wraps(command)
@@ -97,7 +118,7 @@ def _telling_errors(command: Callable[P, T]) -> Callable[P, T]:
 
 
 @app.command()
-@_telling_errors
+@telling_errors
 def quickstart(
     file: Annotated[
         Path | None,
@@ -143,7 +164,7 @@ def quickstart(
 
 
 @app.command()
-@_telling_errors
+@telling_errors
 def show(
     directory: Directory = None,
     agent: Annotated[str | None, typer.Option(metavar="ID", help="Only this agent.")] = None,
@@ -151,7 +172,7 @@ def show(
     config: ConfigFile = None,
 ) -> None:
     """Show agents, statistics and recent episodes."""
-    with _open_to_look(directory, config) as store:
+    with open_to_look(directory, config) as store:
         agent_ids = _chosen(store, agent)
         memories = [store.agent_memory(agent_id) for agent_id in agent_ids]
         statistics = [memory.get_statistics() for memory in memories]
@@ -193,22 +214,22 @@ def _chosen(store: Store, agent: str | None) -> Sequence[str]:
 
 
 @app.command()
-@_telling_errors
+@telling_errors
 def stats(directory: Directory = None, config: ConfigFile = None) -> None:
     """Show figures of a store and its engine."""
-    with _open_to_look(directory, config) as store:
+    with open_to_look(directory, config) as store:
         found = list(figures(store.stats()))
     say(table("Store and engine", ("figure", "value"), found))
 
 
 @app.command()
-@_telling_errors
+@telling_errors
 def verify(directory: Directory = None, config: ConfigFile = None) -> None:
     """Check every invariant of a store.
 
     Each record is read and compared with every index and counter. Nothing is changed.
     """
-    with _open_to_look(directory, config) as store:
+    with open_to_look(directory, config) as store:
         report = store.verify()
     _tell(report)
     if not report.ok:
@@ -220,14 +241,14 @@ def verify(directory: Directory = None, config: ConfigFile = None) -> None:
 
 
 @app.command()
-@_telling_errors
+@telling_errors
 def repair(directory: Directory = None, config: ConfigFile = None) -> None:
     """Rebuild counters and indexes.
 
     Whatever is derived is made anew from the episodes: counters, relevance order, idempotency keys. Copy the
     directory first.
     """
-    with _open_existing(directory, config) as store:
+    with open_existing(directory, config) as store:
         report = store.repair()
     say(f"rebuilt; problems before: {len(report.before.problems):,}, now:")
     _tell(report.after)
@@ -239,7 +260,21 @@ def repair(directory: Directory = None, config: ConfigFile = None) -> None:
 
 
 @app.command()
-@_telling_errors
+@telling_errors
+def compact(directory: Directory = None, config: ConfigFile = None) -> None:
+    """Give the space of what was deleted back now.
+
+    An engine does it by itself in time. This rewrites all files, which takes time and, until it is done, space.
+    """
+    with open_existing(directory, config) as store:
+        path = Path(store.settings.storage.data_path)
+        before = disk_use(path)
+        store.compact()
+    say(f"{path}: {before.data:,} bytes before, {disk_use(path).data:,} now")
+
+
+@app.command()
+@telling_errors
 def recover(
     directory: Directory = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -251,6 +286,38 @@ def recover(
     asks, and shows what was kept and what was lost. Copy the directory first.
     """
     recover_run.run(_existing(directory, config), confirmed=yes)
+
+
+@app.command()
+@telling_errors
+def reembed(
+    directory: Directory = None,
+    embedder: Annotated[
+        str | None, typer.Option(metavar="NAME", help="static, openai, or a plugin's.  [default: as configured]")
+    ] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Let another embedder tell the meaning of what is stored.
+
+    Its vectors are made beside those in use, which one key then switches. Interrupted, run it again: it goes on where it
+    was. Its settings are those of [search.embedders.NAME] in the configuration.
+    """
+    settings = _existing(directory, config)
+    chosen = embedder or settings.search.embedder
+    with open_store(_without_embedder(settings)) as store:
+        total = sum(store.agent_memory(agent_id).get_statistics().total_episodes for agent_id in store.agents())
+        with ProgressBar(f"embedding with {chosen}", total) as bar:
+            made = store.reembed(
+                chosen, progress=lambda done, total: bar.show(done, f"{done:,} of {counted(total, 'episode')}")
+            )
+    say(f"{counted(made, 'vector')} made; search goes by {chosen} now")
+    if chosen != settings.search.embedder:
+        say(f'open the store with [search] embedder = "{chosen}" from now on')
+
+
+def _without_embedder(settings: Settings) -> Settings:
+    """For whoever does not search: no model is loaded, and nobody is asked."""
+    return replace(settings, search=replace(settings.search, embedder="static"))
 
 
 def _tell(report: VerifyReport) -> None:
@@ -266,11 +333,62 @@ def _problem(problem: Problem) -> tuple[str, str, str, str]:
     return problem.invariant, problem.agent_id or "", problem.message, "mends it" if problem.derived else "cannot"
 
 
+# --- consolidation
+
+Agent = Annotated[str, typer.Argument(metavar="AGENT", help="Id of the agent.")]
+HeldDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of the store.")]
+
+
+@app.command()
+@telling_errors
+def consolidate(
+    directory: HeldDirectory,
+    agent: Agent,
+    policy: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="duplicates, sessions, llm, or a plugin's.  [default: as configured]"),
+    ] = None,
+    since: Annotated[datetime | None, typer.Option(help="Only what happened from then on, in UTC.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Make less of what an agent remembers.
+
+    A policy decides what takes the place of what. qilbee undo brings it back.
+    """
+    with (open_to_look if dry_run else open_existing)(directory, config) as store:
+        (agent_id,) = _chosen(store, agent)
+        chosen = policy or store.settings.memory.consolidation_policy
+        consolidation_run.consolidate(store.agent_memory(agent_id), chosen, since, dry_run=dry_run)
+
+
+@app.command()
+@telling_errors
+def undo(
+    directory: HeldDirectory,
+    agent: Agent,
+    consolidation: Annotated[
+        str | None, typer.Argument(metavar="ID", help="Which one.  [default: show those that can be undone]")
+    ] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Undo a consolidation.
+
+    What gave way comes back as it was, and what was created goes. Without ID it shows which can be undone.
+    """
+    with (open_to_look if consolidation is None else open_existing)(directory, config) as store:
+        (agent_id,) = _chosen(store, agent)
+        if consolidation is None:
+            consolidation_run.list_consolidations(store.agent_memory(agent_id))
+        else:
+            consolidation_run.undo(store.agent_memory(agent_id), consolidation)
+
+
 # --- plugins and configuration
 
 
 @app.command()
-@_telling_errors
+@telling_errors
 def plugins(config: ConfigFile = None) -> None:
     """Show what is installed.
 
@@ -293,7 +411,7 @@ def _offered(registry: Registry[T]) -> Iterator[tuple[str, str, str, str]]:
 
 
 @config_app.command()
-@_telling_errors
+@telling_errors
 def check(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE", help="TOML file to check.")],
 ) -> None:
@@ -301,20 +419,28 @@ def check(
 
     Shows each setting that is in force with it, and where that comes from.
     """
-    settings = Settings.from_toml(file)
+    settings = _settings_type.from_toml(file)
     found, storage = _plugins(settings), settings.storage
     if storage.backend is not None:
         found.backends.find(storage.backend)
     found.codecs.find(storage.codec)
     found.serializers.find(storage.serializer)
+    found.embedders.find(settings.search.embedder)
     given = tomllib.loads(file.read_text())
     rows = [
-        (f"{name}.{key}", msgspec.json.encode(value).decode(), _source(name, key, given))
-        for name, values in (("storage", asdict(storage)), ("plugins", asdict(settings.plugins)))
-        for key, value in values.items()
+        (f"{name}.{key}", msgspec.json.encode(_without_secrets(value)).decode(), _source(name, key, given))
+        for name, values in asdict(settings).items()
+        for key, value in asdict(values).items()
     ]
     say(table("Settings in force", ("setting", "value", "from"), rows))
     say(f"{file} is valid: durability {storage.level}, compression {storage.codec}")
+
+
+def _without_secrets(value: object) -> object:
+    if isinstance(value, Mapping):
+        secret = ("api_key", "password", "secret", "token")
+        return {key: "..." if key.endswith(secret) else _without_secrets(inner) for key, inner in value.items()}
+    return value
 
 
 def _source(name: str, key: str, given: Mapping[str, Mapping[str, object]]) -> str:
@@ -332,7 +458,7 @@ def _settings(config: Path | None, directory: Path | None, **given: str | None) 
     overrides: dict[str, object] = {key: value for key, value in given.items() if value is not None}
     if directory is not None:
         overrides["data_path"] = directory
-    settings = Settings.load() if config is None else Settings.from_toml(config)
+    settings = _settings_type.load() if config is None else _settings_type.from_toml(config)
     return settings.with_storage(overrides)
 
 
@@ -349,13 +475,14 @@ def _existing(directory: Path | None, config: Path | None) -> Settings:
     return settings
 
 
-def _open_existing(directory: Path | None, config: Path | None) -> Store:
+def open_existing(directory: Path | None, config: Path | None) -> Store:
+    """The store in a directory, or of a file of settings; NotFoundError where there is none."""
     return open_store(_existing(directory, config))
 
 
-def _open_to_look(directory: Path | None, config: Path | None) -> Store:
+def open_to_look(directory: Path | None, config: Path | None) -> Store:
     """The same, or while another process has it, what it is at this moment."""
-    settings = _existing(directory, config)
+    settings = _without_embedder(_existing(directory, config))
     try:
         return open_store(settings)
     except StoreLockedError as error:

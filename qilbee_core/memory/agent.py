@@ -8,13 +8,14 @@ from itertools import islice
 from typing import ParamSpec, TypeVar
 
 from qilbee_core.durability import Durability
-from qilbee_core.episode import Episode, JSONObject, MemoryType
+from qilbee_core.episode import Consolidation, ConsolidationResult, Episode, JSONObject, MemoryType, UndoReceipt
 from qilbee_core.errors import ConflictError, InvalidError, NotFoundError, shown
 from qilbee_core.ids import format_id, parse_id
+from qilbee_core.interfaces import ConsolidationPolicy
 from qilbee_core.limits import BATCH_EPISODES_MAX
+from qilbee_core.memory.found import SearchResult, SearchStatus
 from qilbee_core.memory.operations import BatchTooLargeError, Operations
-from qilbee_core.memory.searching import SearchResult, SearchStatus
-from qilbee_core.memory.statistics import ClearReceipt, ForgetReceipt, MemoryStatistics
+from qilbee_core.memory.statistics import ClearReceipt, ForgetReceipt, MemoryStatistics, PurgeReceipt
 
 __all__ = ["AgentMemory"]
 
@@ -107,13 +108,18 @@ class AgentMemory:
             yield from self._store_in_parts(batch[:half])
             yield from self._store_in_parts(batch[half:])
 
-    def get_episode(self, id: str) -> Episode | None:
-        """The episode with that id, or None."""
-        return self._operations.get(id)
+    def get_episode(self, id: str, *, as_of: datetime | None = None) -> Episode | None:
+        """The episode with that id, or None.
 
-    def get_episodes(self, ids: Sequence[str]) -> list[Episode | None]:
-        """One answer for each of up to 1000 ids, in the order given; None where there is no episode."""
-        return self._operations.get_many(ids)
+        With ``as_of`` it is the version that was current at that transaction time, also of an episode that was updated
+        or retired since. What was deleted, forgotten or purged, or has expired, is gone from the past too. To look back
+        reinforces nothing.
+        """
+        return self._operations.get(id, as_of)
+
+    def get_episodes(self, ids: Sequence[str], *, as_of: datetime | None = None) -> list[Episode | None]:
+        """One answer for each of up to 1000 ids, in the order given; None where there is (or was) no episode."""
+        return self._operations.get_many(ids, as_of)
 
     def get_recent_episodes(
         self,
@@ -122,6 +128,7 @@ class AgentMemory:
         before: str | None = None,
         episode_type: str | None = None,
         memory_type: MemoryType | None = None,
+        as_of: datetime | None = None,
     ) -> list[Episode]:
         """The newest episodes by event time, newest first.
 
@@ -129,8 +136,11 @@ class AgentMemory:
         given. Going from page to page gives each episode once; one that is stored late, with an event time
         that lies between pages already given, is not in them. A filter that few episodes match reads through
         those that do not.
+
+        With ``as_of`` they are those of that transaction time, as they were, see :meth:`get_episode`. It reads through
+        what was stored since, and through what has ended.
         """
-        return self._operations.recent(limit, before, episode_type, memory_type)
+        return self._operations.recent(limit, before, episode_type, memory_type, as_of)
 
     def recall(
         self,
@@ -157,13 +167,29 @@ class AgentMemory:
         return self._operations.recall(limit, min_relevance, memory_type, episode_type)
 
     def episodes(
-        self, start: datetime | None = None, end: datetime | None = None, *, reverse: bool = False
+        self,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        reverse: bool = False,
+        as_of: datetime | None = None,
     ) -> Iterator[Episode]:
         """All episodes with ``start <= event time < end``, oldest first, read as they are asked for.
 
-        They are those of the moment of the call, whatever is written meanwhile.
+        They are those of the moment of the call, whatever is written meanwhile. With ``as_of`` they are those of that
+        transaction time, as they were, see :meth:`get_episode`.
+
+        >>> from datetime import UTC, datetime, timedelta
+        >>> from qilbee_core import open_store
+        >>> with open_store(backend="ephemeral") as store:
+        ...     memory = store.agent_memory("bot")
+        ...     id = memory.store_episode(Episode.observation("bot", "Ana lives in Oslo."))
+        ...     known = memory.get_episode(id).transaction_time
+        ...     fact = memory.update_episode(id, content={"observation": "Ana lives in Rome."})
+        ...     [episode.content["observation"] for episode in memory.episodes(as_of=known)]
+        ['Ana lives in Oslo.']
         """
-        return self._operations.between(start, end, reverse=reverse)
+        return self._operations.between(start, end, reverse=reverse, as_of=as_of)
 
     def search_episodes(
         self,
@@ -174,12 +200,17 @@ class AgentMemory:
         memory_type: MemoryType | None = None,
         start: datetime | None = None,
         end: datetime | None = None,
+        as_of: datetime | None = None,
     ) -> list[Episode]:
         """The episodes that fit a query best by their words, best first.
 
         Forms of a word count as one, and near words count too; so do what was said just before and after, the session,
         who speaks, and the days that the query names. Only what is of the types given, with ``start <= event time <
         end``, is found. Whatever was stored before the call can be found; what fits in nothing is left out.
+
+        With ``as_of`` only what was known at that transaction time is given, and as it was then; see
+        :meth:`get_episode`. It is found by what it says now, so what is retired by now is not, and it must be among the
+        thousand best of today. That holds for all searches.
 
         >>> from qilbee_core import Episode, open_store
         >>> with open_store(backend="ephemeral") as store:
@@ -190,34 +221,48 @@ class AgentMemory:
         ['The order number is 48213.']
         """
         return self._operations.search(
-            query, limit, episode_type=episode_type, memory_type=memory_type, start=start, end=end
+            query, limit, episode_type=episode_type, memory_type=memory_type, start=start, end=end, as_of=as_of
         )
 
     def semantic_search(
-        self, query: str, limit: int = 10, min_score: float | None = None, *, explain: bool = False
+        self,
+        query: str,
+        limit: int = 10,
+        min_score: float | None = None,
+        *,
+        explain: bool = False,
+        as_of: datetime | None = None,
     ) -> list[SearchResult]:
         """The episodes that are nearest to a query in meaning, best first: also those that share no word with it.
 
         ``min_score`` leaves out what is less near; 1 or about it is the same, 0 is unrelated.
         """
-        return self._operations.search_by_meaning(query, limit, min_score, explain=explain)
+        return self._operations.search_by_meaning(query, limit, min_score, explain=explain, as_of=as_of)
 
     def hybrid_search(
-        self, query: str, limit: int = 10, semantic_weight: float | None = None, *, explain: bool = False
+        self,
+        query: str,
+        limit: int = 10,
+        semantic_weight: float | None = None,
+        *,
+        explain: bool = False,
+        as_of: datetime | None = None,
     ) -> list[SearchResult]:
         """The episodes that fit a query best by words and meaning together, best first.
 
         ``semantic_weight`` is the share of meaning, from 0 (words alone) to 1 (meaning alone); left out, it is the one
         that finds most. With ``explain`` each result says which part of its score comes from what.
         """
-        return self._operations.search_by_both(query, limit, semantic_weight, explain=explain)
+        return self._operations.search_by_both(query, limit, semantic_weight, explain=explain, as_of=as_of)
 
-    def find_similar_episodes(self, id: str, limit: int = 10, *, explain: bool = False) -> list[SearchResult]:
+    def find_similar_episodes(
+        self, id: str, limit: int = 10, *, explain: bool = False, as_of: datetime | None = None
+    ) -> list[SearchResult]:
         """The episodes that are nearest in meaning to a stored one, best first, without itself.
 
         NotFoundError where there is no such episode.
         """
-        return self._operations.find_similar(id, limit, explain=explain)
+        return self._operations.find_similar(id, limit, explain=explain, as_of=as_of)
 
     def get_semantic_search_status(self) -> SearchStatus:
         """Whether search is on, what it was made with, and how many episodes wait to be indexed."""
@@ -234,13 +279,36 @@ class AgentMemory:
         """Replace what is given and keep the rest; gives the episode as it is now.
 
         Id and event time are fixed: a wrong event time is corrected by a new episode. NotFoundError
-        where there is no such episode. The version before is kept, see :meth:`history`.
+        where there is no such episode. The version before is kept, see :meth:`history`, unless history is switched off.
         """
         return self._durable(self._operations.update, id, content=content, metadata=metadata, episode_type=episode_type)
 
     def history(self, id: str) -> list[Episode]:
-        """The versions that updates replaced, oldest first; empty for an episode that was never updated."""
+        """The versions of an episode that have ended, oldest first; empty for one that was never changed.
+
+        Each has the ``transaction_time`` it was recorded at, and ``ended_at``: when an update replaced it, or the
+        episode was retired. In the second case ``superseded_by`` is the id of what took its place, if anything did. The
+        current version is not among them: :meth:`get_episode` gives it.
+        """
         return self._operations.history(id)
+
+    def invalidate(self, id: str) -> bool:
+        """Retire an episode that is no longer true, and keep what was once known; gives False where there is none.
+
+        No verb of the present finds it any more. :meth:`history` and ``as_of`` do, until it is deleted or purged. It
+        stays stored: to store the same episode again does not bring it back. In a store that keeps no history it is
+        deleted.
+        """
+        return self._durable(self._operations.invalidate, id)
+
+    def purge(self, before: datetime, *, erase: bool = False) -> PurgeReceipt:
+        """Remove for good every version that ended before a time, and whole episodes that were retired before it.
+
+        What is current stays, and so does what was current at ``before`` or later: ``as_of`` such a time gives the same
+        answers as ever. It goes in batches of 256 episodes, each atomic; interrupted, it can be called again. With
+        ``erase`` the bytes have left the files too when the call returns, see :meth:`delete_episode`.
+        """
+        return self._durable(self._operations.purge, before, erase=erase)
 
     def boost(self, id: str, share: float = 0.5) -> Episode:
         """Make an episode more relevant; gives it as it is now.
@@ -283,8 +351,58 @@ class AgentMemory:
         """
         return self._durable(self._operations.forget, min_relevance, max_episodes, max_bytes, dry_run=dry_run)
 
+    def consolidate(
+        self,
+        policy: str | ConsolidationPolicy = "duplicates",
+        *,
+        dry_run: bool = False,
+        since: datetime | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> ConsolidationResult:
+        """Let a policy make less of what the agent remembers, and carry out what it plans.
+
+        ``policy`` is the name of one (``duplicates``, ``sessions``, ``llm``, or a plugin's), with its settings from the
+        configuration, or an object of your own. It is offered what happened ``since``, but for what is pinned or
+        expires. With ``dry_run`` nothing changes: the result says what would. ``progress`` is called with the number of
+        episodes that gave way so far after each batch.
+
+        Memories that others take the place of are retired, like by :meth:`invalidate`; :meth:`undo` brings them back.
+        Stores may go on meanwhile: what changes before it gives way stays, and the result says so. Interrupted, it
+        leaves whole groups (a new memory with all that it is made of), and can be called again.
+
+        Raises PluginError, and changes nothing, where the policy fails or breaks its contract; ProviderNotFoundError
+        for a name that nobody provides; SettingsError for settings that the policy has not.
+
+        >>> from qilbee_core import open_store
+        >>> with open_store(backend="ephemeral") as store:
+        ...     memory = store.agent_memory("bot")
+        ...     for text in "Order 7 is sent.", "Well, order 7 is sent!", "Order 8 is sent.":
+        ...         id = memory.store_episode(Episode.observation("bot", text))
+        ...     result = memory.consolidate("duplicates")
+        ...     print(len(result.superseded), memory.get_statistics().total_episodes)
+        ...     receipt = memory.undo(result.consolidation_id)
+        ...     print(len(receipt.restored), memory.get_statistics().total_episodes)
+        1 2
+        1 3
+        """
+        return self._durable(self._operations.consolidate, policy, since, dry_run=dry_run, progress=progress)
+
+    def consolidations(self) -> list[Consolidation]:
+        """The consolidations that can be undone, the newest first."""
+        return self._operations.consolidations()
+
+    def undo(self, consolidation_id: str) -> UndoReceipt:
+        """Bring back the episodes that a consolidation took away, and retire the memories that it created.
+
+        They come back as they were: text, strength, pin, idempotency key, place in every index. A created memory that
+        was updated or pinned since, or retired by something else, stays as it is; an episode that was deleted or purged
+        since stays gone. It goes in batches, each atomic; interrupted, it can be called again. NotFoundError where
+        there is no such consolidation, or it is too old (``[memory] undo_days``).
+        """
+        return self._durable(self._operations.undo, consolidation_id)
+
     def delete_episode(self, id: str, *, erase: bool = False) -> bool:
-        """Delete an episode with all its versions; gives False where there is none.
+        """Delete an episode with all its versions, also one that was retired; gives False where there is none.
 
         It is gone from every answer at once. With ``erase`` its bytes have left the files too when the
         call returns, which rewrites part of them; otherwise they leave with the next compactions.

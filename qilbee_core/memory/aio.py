@@ -16,13 +16,14 @@ from itertools import islice
 from typing import ParamSpec, TypeVar
 
 from qilbee_core.durability import Durability
-from qilbee_core.episode import Episode, JSONObject, MemoryType
+from qilbee_core.episode import Consolidation, ConsolidationResult, Episode, JSONObject, MemoryType, UndoReceipt
 from qilbee_core.errors import ConflictError, NotFoundError, StoreClosedError
+from qilbee_core.interfaces import ConsolidationPolicy
 from qilbee_core.limits import BATCH_EPISODES_MAX
 from qilbee_core.memory.agent import AgentMemory, batches
+from qilbee_core.memory.found import SearchResult, SearchStatus
 from qilbee_core.memory.operations import Operations
-from qilbee_core.memory.searching import SearchResult, SearchStatus
-from qilbee_core.memory.statistics import ClearReceipt, ForgetReceipt, MemoryStatistics
+from qilbee_core.memory.statistics import ClearReceipt, ForgetReceipt, MemoryStatistics, PurgeReceipt
 from qilbee_core.patience import patiently_async
 
 __all__ = ["AsyncAgentMemory", "run_in"]
@@ -114,13 +115,13 @@ class AsyncAgentMemory:
         """Store any number of episodes in bounded batches; ``progress`` is called from a thread of the pool."""
         return await self._in_pool(self._memory.import_episodes, episodes, progress=progress)
 
-    async def get_episode(self, id: str) -> Episode | None:
+    async def get_episode(self, id: str, *, as_of: datetime | None = None) -> Episode | None:
         """The episode with that id, or None."""
-        return await self._quick(self._operations.get, id)
+        return await self._quick(self._operations.get, id, as_of)
 
-    async def get_episodes(self, ids: Sequence[str]) -> list[Episode | None]:
+    async def get_episodes(self, ids: Sequence[str], *, as_of: datetime | None = None) -> list[Episode | None]:
         """One answer for each of up to 1000 ids, in the order given."""
-        return await self._in_pool(self._operations.get_many, ids)
+        return await self._in_pool(self._operations.get_many, ids, as_of)
 
     async def get_recent_episodes(
         self,
@@ -129,12 +130,14 @@ class AsyncAgentMemory:
         before: str | None = None,
         episode_type: str | None = None,
         memory_type: MemoryType | None = None,
+        as_of: datetime | None = None,
     ) -> list[Episode]:
         """The newest episodes by event time, newest first."""
         recent = self._operations.recent
-        if type(limit) is int and limit <= _DIRECT_EPISODES_MAX and episode_type is None and memory_type is None:
+        is_short = type(limit) is int and limit <= _DIRECT_EPISODES_MAX
+        if is_short and episode_type is None and memory_type is None and as_of is None:
             return await self._quick(recent, limit, before, None, None)
-        return await self._in_pool(recent, limit, before, episode_type, memory_type)
+        return await self._in_pool(recent, limit, before, episode_type, memory_type, as_of)
 
     async def recall(
         self,
@@ -148,14 +151,19 @@ class AsyncAgentMemory:
         return await self._in_pool(self._operations.recall, limit, min_relevance, memory_type, episode_type)
 
     def episodes(
-        self, start: datetime | None = None, end: datetime | None = None, *, reverse: bool = False
+        self,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        reverse: bool = False,
+        as_of: datetime | None = None,
     ) -> AsyncIterator[Episode]:
         """All episodes with ``start <= event time < end``, read page by page as they are asked for.
 
         They are those of the moment of the call, whatever is written meanwhile; on an engine whose calls may
         block, those of the moment when the first one is asked for.
         """
-        between = partial(self._operations.between, start, end, reverse=reverse)
+        between = partial(self._operations.between, start, end, reverse=reverse, as_of=as_of)
         if not self._direct:
             return self._pages(between)
         remaining = between()
@@ -176,6 +184,7 @@ class AsyncAgentMemory:
         memory_type: MemoryType | None = None,
         start: datetime | None = None,
         end: datetime | None = None,
+        as_of: datetime | None = None,
     ) -> list[Episode]:
         """The episodes that fit a query best by their words, best first."""
         return await self._in_pool(
@@ -186,23 +195,40 @@ class AsyncAgentMemory:
             memory_type=memory_type,
             start=start,
             end=end,
+            as_of=as_of,
         )
 
     async def semantic_search(
-        self, query: str, limit: int = 10, min_score: float | None = None, *, explain: bool = False
+        self,
+        query: str,
+        limit: int = 10,
+        min_score: float | None = None,
+        *,
+        explain: bool = False,
+        as_of: datetime | None = None,
     ) -> list[SearchResult]:
         """The episodes that are nearest to a query in meaning, best first."""
-        return await self._in_pool(self._memory.semantic_search, query, limit, min_score, explain=explain)
+        return await self._in_pool(self._memory.semantic_search, query, limit, min_score, explain=explain, as_of=as_of)
 
     async def hybrid_search(
-        self, query: str, limit: int = 10, semantic_weight: float | None = None, *, explain: bool = False
+        self,
+        query: str,
+        limit: int = 10,
+        semantic_weight: float | None = None,
+        *,
+        explain: bool = False,
+        as_of: datetime | None = None,
     ) -> list[SearchResult]:
         """The episodes that fit a query best by words and meaning together, best first."""
-        return await self._in_pool(self._memory.hybrid_search, query, limit, semantic_weight, explain=explain)
+        return await self._in_pool(
+            self._memory.hybrid_search, query, limit, semantic_weight, explain=explain, as_of=as_of
+        )
 
-    async def find_similar_episodes(self, id: str, limit: int = 10, *, explain: bool = False) -> list[SearchResult]:
+    async def find_similar_episodes(
+        self, id: str, limit: int = 10, *, explain: bool = False, as_of: datetime | None = None
+    ) -> list[SearchResult]:
         """The episodes that are nearest in meaning to a stored one, best first."""
-        return await self._in_pool(self._memory.find_similar_episodes, id, limit, explain=explain)
+        return await self._in_pool(self._memory.find_similar_episodes, id, limit, explain=explain, as_of=as_of)
 
     async def get_semantic_search_status(self) -> SearchStatus:
         """Whether search is on, what it was made with, and how many episodes wait to be indexed."""
@@ -222,8 +248,16 @@ class AsyncAgentMemory:
         )
 
     async def history(self, id: str) -> list[Episode]:
-        """The versions that updates replaced, oldest first."""
+        """The versions of an episode that have ended, oldest first."""
         return await self._in_pool(self._operations.history, id)
+
+    async def invalidate(self, id: str) -> bool:
+        """Retire an episode that is no longer true; gives False where there is none."""
+        return await self._durable(self._operations.invalidate, id)
+
+    async def purge(self, before: datetime, *, erase: bool = False) -> PurgeReceipt:
+        """Remove for good every version that ended before a time, and whole episodes that were retired before it."""
+        return await self._in_pool(self._memory.purge, before, erase=erase)
 
     async def boost(self, id: str, share: float = 0.5) -> Episode:
         """Make an episode more relevant; gives it as it is now."""
@@ -249,6 +283,25 @@ class AsyncAgentMemory:
         return await self._in_pool(
             self._memory.forget, min_relevance, max_episodes=max_episodes, max_bytes=max_bytes, dry_run=dry_run
         )
+
+    async def consolidate(
+        self,
+        policy: str | ConsolidationPolicy = "duplicates",
+        *,
+        dry_run: bool = False,
+        since: datetime | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> ConsolidationResult:
+        """Let a policy make less of what the agent remembers; policy and ``progress`` run in a thread of the pool."""
+        return await self._in_pool(self._memory.consolidate, policy, dry_run=dry_run, since=since, progress=progress)
+
+    async def consolidations(self) -> list[Consolidation]:
+        """The consolidations that can be undone, the newest first."""
+        return await self._in_pool(self._memory.consolidations)
+
+    async def undo(self, consolidation_id: str) -> UndoReceipt:
+        """Bring back what a consolidation took away, and retire the memories that it created."""
+        return await self._in_pool(self._memory.undo, consolidation_id)
 
     async def delete_episode(self, id: str, *, erase: bool = False) -> bool:
         """Delete an episode with all its versions; gives False where there is none."""

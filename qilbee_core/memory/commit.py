@@ -37,13 +37,13 @@ from qilbee_core.keys import AgentKeys, Space, encode_agent_id
 from qilbee_core.memory.accesses import Accesses
 from qilbee_core.memory.head import Head
 from qilbee_core.memory.log import ChangeKind, change_payload, read_head
-from qilbee_core.memory.relevance import Order
+from qilbee_core.memory.relevance import Order, OrderNumbers
 from qilbee_core.memory.statistics import ClearReceipt
 from qilbee_core.memory.tail import Tail, Tails
 from qilbee_core.patience import patiently
 from qilbee_core.records import Records
 
-__all__ = ["CHANGES_KEPT", "Agent", "Context", "Ends", "Place", "Position", "Touched"]
+__all__ = ["CHANGES_KEPT", "STORES_AHEAD_MAX", "Agent", "Context", "Ends", "Place", "Position", "Touched"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -54,7 +54,7 @@ Touched = dict[bytes, bytes | None]
 CHANGES_KEPT = 1024
 """Entries of an agent's change log that are kept for readers in RAM; trimmed when twice as many."""
 
-_STORES_AHEAD_MAX = 64
+STORES_AHEAD_MAX = 64
 """How far the log may run ahead of the stored head: what an open after a crash has to read again."""
 
 _AGENTS_KEPT = 1024
@@ -70,6 +70,9 @@ class Place(NamedTuple):
     order: int
     contribution: int
     key_start: bytes
+
+
+_NO_PLACE = Place(-1, -1, 0, b"")
 
 
 class Ends(NamedTuple):
@@ -94,8 +97,10 @@ class Agent:
         "indexed",
         "keys",
         "lock",
+        "orders",
         "place",
         "tail",
+        "trim_due",
         "unindexed",
     )
 
@@ -105,11 +110,15 @@ class Agent:
         self.lock = threading.Lock()
         self.head: Head | None = None
         self.head_due = 0
-        """From this sequence on a store writes the head too, see append()."""
+        """From this sequence on append() writes the head too."""
+        self.trim_due = 0
+        """From this sequence on it leaves the write to commit(), which trims the log."""
         self.expiry_us = 0
         """What the head says of the first to expire, as of the last write of this process."""
         self.tail = Tail()
-        self.place = Place(-1, -1, 0, b"")
+        self.place = _NO_PLACE
+        self.orders: tuple[Order, ...] = ()
+        """The orders in force, by memory type, for whoever reads; what is written goes by the head."""
         self.ends: Ends | None = None
         self.indexed = 0
         """The change log was followed up to this sequence for search; 0: not known yet."""
@@ -118,9 +127,10 @@ class Agent:
 
     def head_stored(self, head: Head) -> None:
         """Take note that ``head`` is what is stored, or about to be."""
-        self.head_due = head.sequence + _STORES_AHEAD_MAX
-        if head.sequence < (trim_due := head.trimmed + 2 * CHANGES_KEPT):  # else the log waits to be followed
-            self.head_due = min(self.head_due, trim_due)
+        self.head_due = head.sequence + STORES_AHEAD_MAX
+        self.trim_due = head.trimmed + 2 * CHANGES_KEPT
+        if head.sequence >= self.trim_due:  # the log waits to be followed
+            self.trim_due = self.head_due
 
 
 class Position(NamedTuple):
@@ -158,14 +168,24 @@ class Context:
         """Whether search follows the change logs, which are then kept until it has."""
         self.index_soon: Callable[[Agent], object] = lambda _: None
         """Called with an agent whose ``unindexed`` rises above 0, under its lock."""
+        self.embed_soon: Callable[[Agent, Sequence[Operation]], object] = lambda *_: None
+        """Called with rows of search terms that are about to be written, and again once they are, with nothing."""
+        self.freed: Callable[[Agent, int, int], object] = lambda *_: None
+        """Called with an agent, the bytes of records that it lost, and those that are left, under its lock."""
         self.reloads = 0
         """How often the engine was opened anew; what it had shown before may have been lost then."""
-        self.orders = _orders_in_force(catalog)
-        """The order of each memory type, by its position in MEMORY_TYPES."""
+        self._orders: dict[OrderNumbers, tuple[Order, ...]] = {}
+        self.mixed = not self.single_process or len(catalog.orders) > len(MEMORY_TYPES)
+        """Whether an agent may be in other orders of relevance than those that are wanted: its head says in which."""
+        self.orders_of(catalog.wanted)  # or it is told here that they are lost
         # One object for each agent, for as long as anybody holds it; the ones used last are held here.
         self._agents: weakref.WeakValueDictionary[str, Agent] = weakref.WeakValueDictionary()
         self._kept: OrderedDict[str, Agent] = OrderedDict()
         self._agents_lock = threading.Lock()
+        self.accounts_lock = threading.Lock()
+        """Held while a row of the server's accounts is written."""
+        self.accounts_version = 0
+        """Raised by whatever may have changed one of them."""
         _contexts.add(self)
 
     def agent(self, agent_id: str) -> Agent:
@@ -175,7 +195,9 @@ class Context:
         with self._agents_lock:
             agent = self._agents.get(agent_id)
             if agent is None:
-                agent = self._agents[agent_id] = Agent(agent_id)
+                agent = Agent(agent_id)
+                agent.orders = self.stored_orders(agent)
+                self._agents[agent_id] = agent
             self._kept[agent_id] = agent
             self._kept.move_to_end(agent_id)
             if len(self._kept) > _AGENTS_KEPT:
@@ -187,6 +209,34 @@ class Context:
         """Those that somebody holds, or used lately."""
         with self._agents_lock:
             return list(self._agents.values())
+
+    def orders_of(self, numbers: OrderNumbers) -> tuple[Order, ...]:
+        """The orders with these numbers, by memory type, and always the same object; else CorruptRecordError."""
+        orders = self._orders.get(numbers)
+        if orders is None:
+            made = []
+            for number, memory_type in zip(numbers, MEMORY_TYPES, strict=True):
+                known = self.catalog.order(number)
+                if known.memory_type != memory_type:
+                    raise CorruptRecordError(f"order {number} is of {known.memory_type} memories, not {memory_type}")
+                made.append(Order(number, memory_type, known.half_life_us, self.catalog.header.created_us))
+            orders = self._orders.setdefault(numbers, tuple(made))
+        return orders
+
+    def stored_orders(self, agent: Agent) -> tuple[Order, ...]:
+        """The orders in force of an agent, as its stored head has them."""
+        head = self._stored_head(agent) if self.mixed else None
+        return self.orders_of(self.catalog.wanted if head is None else head.orders)
+
+    def _stored_head(self, agent: Agent) -> Head | None:
+        """The head as it is stored, which may lag behind; None where it cannot be read, which others tell."""
+        with suppress(DataError):
+            value = self.backend.get(agent.keys.head)
+            if value is not None:
+                head = Head.decode(agent.keys.head, value)
+                self.orders_of(head.orders)
+                return head
+        return None
 
     def head(self, agent: Agent) -> Head | None:
         """A copy of the agent's head now; None where it has stored nothing."""
@@ -210,18 +260,28 @@ class Context:
     def write_rows(self, agent: Agent, batch: WriteBatch, covered: int, episodes: int) -> None:
         """Write search terms that go with the log up to ``covered``, with ``episodes`` of those that it names."""
         with agent.lock:
-            if self.durability.failure is not None:
-                self.durability.refuse()  # under the lock, as in _commit()
-            try:
-                self.backend.write(batch)
-            except (ConflictError, WriteStallError):
-                raise
-            except BaseException as error:
-                self.durability.write_failed(error)
-                raise
+            self.embed_soon(agent, batch.operations)
+            self._write_derived(batch)
+            self.embed_soon(agent, ())
             agent.indexed = covered
-            # No ticket: what a power cut takes of this is made again.
             agent.unindexed = max(0, agent.unindexed - episodes)
+
+    def write_vectors(self, agent: Agent, batch: WriteBatch) -> None:
+        """Write vectors of an agent's episodes."""
+        with agent.lock:
+            self._write_derived(batch)
+
+    def _write_derived(self, batch: WriteBatch) -> None:
+        # No ticket: what a power cut takes of this is made again.
+        if self.durability.failure is not None:
+            self.durability.refuse()  # under the agent's lock, as in _commit()
+        try:
+            self.backend.write(batch)
+        except (ConflictError, WriteStallError):
+            raise
+        except BaseException as error:
+            self.durability.write_failed(error)
+            raise
 
     def all_indexed(self, agent: Agent, position: Position | None) -> bool:
         """Take note that nothing is left to index, if the log ends where it did."""
@@ -239,7 +299,11 @@ class Context:
         """Whether any episode of the agent may have a state: where not, nobody looks for one. Waits for nobody."""
         head = agent.head
         if head is None:
-            if not self.single_process or not agent.lock.acquire(blocking=False):
+            if not self.single_process:
+                head = self._stored_head(agent)
+                agent.orders = self.orders_of(self.catalog.wanted if head is None else head.orders)
+                return head is None or head.states > 0
+            if not agent.lock.acquire(blocking=False):
                 return True
             try:
                 head = agent.head or self._load(agent)[0]
@@ -284,6 +348,7 @@ class Context:
                 if (head := agent.head) is None:
                     head, expects = self._load(agent)
                 try:
+                    record_bytes = head.record_bytes
                     now = self.clock_ns() // 1000
                     head.transaction_us = now if now > head.transaction_us else head.transaction_us + 1
                     operations: list[Operation] = []
@@ -309,6 +374,8 @@ class Context:
                     if not agent.unindexed:
                         self.index_soon(agent)
                     agent.unindexed += len(touched)
+                    if head.record_bytes < record_bytes:
+                        self.freed(agent, record_bytes - head.record_bytes, head.record_bytes)
                     # Under the lock: who finds this write there must find its ticket taken.
                     return value, self.durability.wrote()
                 except ConflictError:
@@ -335,18 +402,52 @@ class Context:
             # To begin anew would store over what is there.
             raise CorruptRecordError(f"agent {agent.id!r} has episodes and no head", remedy="run repair()")
         if not self.single_process:
-            return head or Head(), (Expect(agent.keys.head, value),)
+            head = head or Head(self.catalog.wanted)
+            agent.orders = self.orders_of(head.orders)
+            return head, (Expect(agent.keys.head, value),)
         if head is None or value is None:
             # Nobody else can store: the tail of an agent without episodes is known to be empty.
-            agent.head = Head()
+            agent.head = Head(self.catalog.wanted)
             self.tails.fill(agent.tail, [], whole=True)
         else:
             agent.head = head
             agent.head_stored(Head.decode(agent.keys.head, value))
+        agent.orders = self.orders_of(agent.head.orders)
         return agent.head, ()
 
     def _moved_on(self, agent: Agent, value: bytes) -> Head:
-        return read_head(self.backend, agent.keys, value, self.records, self.orders)
+        return read_head(self.backend, agent.keys, value, self.records, self.orders_of)
+
+    def rearrange(self, agent: Agent, plan: Callable[[Head, list[Operation]], T | None]) -> T | None:
+        """Write what ``plan`` changes of an agent's orders of relevance, in which the change log has no part.
+
+        None, and nothing is written, where there is nothing to do. ``plan`` is given a copy of the head.
+        """
+        with agent.lock:
+            if self.durability.failure is not None:
+                self.durability.refuse()
+            head, expects = (agent.head, ()) if agent.head is not None else self._load(agent)
+            head = head.copy()
+            operations: list[Operation] = []
+            value = plan(head, operations)
+            if value is None:
+                return None
+            operations.append(Put(agent.keys.head, head.encode(agent.keys.head)))
+            try:
+                self.backend.write(WriteBatch(operations, expects))
+            except (ConflictError, WriteStallError):
+                raise
+            except BaseException as error:
+                self.forget(agent)
+                self.durability.write_failed(error)
+                raise
+            agent.place = _NO_PLACE
+            agent.orders = self.orders_of(head.orders)  # before the head: who reads goes by them, and compares
+            if self.single_process:
+                agent.head = head
+                agent.head_stored(head)
+            self.durability.wrote()
+            return value
 
     def clear(self, agent: Agent, ranges: Sequence[DeleteRange]) -> tuple[ClearReceipt, int]:
         """Remove the head and ``ranges`` in one batch. The next head has another generation."""
@@ -370,6 +471,7 @@ class Context:
                     raise
             else:
                 raise self._too_many_writers(agent)
+            self.freed(agent, receipt.bytes, 0)
             return receipt, self.durability.wrote()
 
     def _receipt(self, agent: Agent, value: bytes | None) -> ClearReceipt:
@@ -391,6 +493,7 @@ class Context:
     def forget(self, agent: Agent) -> None:
         """Let go of what RAM holds of an agent, so that it is read again."""
         agent.head = agent.ends = None
+        agent.place = _NO_PLACE
         agent.indexed = 0
         self.tails.clear(agent.tail)
 
@@ -426,13 +529,16 @@ class Context:
     def reload(self, reopen: Callable[[], None]) -> None:
         """Call ``reopen`` while nobody writes or reads a head, and forget all that was read. No write may begin."""
         with ExitStack() as locked:
+            locked.enter_context(self.accounts_lock)
             agents = self.agents_in_use()
             for agent in agents:
                 locked.enter_context(agent.lock)
             reopen()
             self.reloads += 1
+            self.accounts_version += 1
             for agent in agents:
                 self.forget(agent)
+                agent.orders = self.stored_orders(agent)
         for agent in self.agents_in_use():  # whoever was first asked for meanwhile
             with agent.lock:
                 self.forget(agent)
@@ -445,6 +551,7 @@ class Context:
     def restart_locks(self) -> None:
         """In a forked child: locks that the parent's other threads held would never be released."""
         self._agents_lock = threading.Lock()
+        self.accounts_lock = threading.Lock()
         self.tails = Tails(0)
         if self.accesses is not None:
             self.accesses = Accesses()
@@ -459,17 +566,6 @@ def trim(keys: AgentKeys, head: Head, sequence: int) -> DeleteRange:
     operation = DeleteRange(keys.change(head.trimmed + 1), keys.change(sequence + 1))
     head.trimmed = sequence
     return operation
-
-
-def _orders_in_force(catalog: Catalog) -> tuple[Order, ...]:
-    in_force = {
-        known.memory_type: Order(number, known.memory_type, known.half_life_us, catalog.header.created_us)
-        for number, known in sorted(catalog.orders.items())
-    }
-    lost = [memory_type for memory_type in MEMORY_TYPES if memory_type not in in_force]
-    if lost:
-        raise CorruptRecordError(f"the catalog has no decay order for {', '.join(lost)}", remedy="restore a copy")
-    return tuple(in_force[memory_type] for memory_type in MEMORY_TYPES)
 
 
 _contexts: weakref.WeakSet[Context] = weakref.WeakSet()

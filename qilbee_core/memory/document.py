@@ -14,6 +14,9 @@ field   what                where it is left out (only at the end)
 8       origin              "": this is what was first stored; else the digest of that
 9       previous version    0: there is none in HISTORY; else its transaction time
 10      expires at          0: never; else it is absent from then on, unless it is pinned
+11      ended at            0: this version was not retired; else when it was
+12      superseded by       "": nothing took its place; else the id of what did
+13      pinned              False; of a version that was retired, whether it was pinned then
 ======  ==================  =======================================================
 """
 
@@ -63,6 +66,9 @@ class EpisodeDocument(Struct):
     origin: str = ""
     previous_us: int = 0
     expires_us: int = 0
+    ended_us: int = 0
+    superseded_by: str = ""
+    pinned: bool = False
 
     @classmethod
     def from_fields(cls, fields: Document) -> EpisodeDocument:
@@ -115,7 +121,7 @@ class EpisodeDocument(Struct):
 _NUMBERS = range(len(MEMORY_TYPES))
 _FIELDS = len(EpisodeDocument.__struct_fields__)
 _REQUIRED = _FIELDS - len(EpisodeDocument.__struct_defaults__)
-_DEFAULTS: tuple[object, ...] = (None,) * _REQUIRED + ({}, 0, 1.0, 0, "", "", 0, 0)
+_DEFAULTS: tuple[object, ...] = (None,) * _REQUIRED + ({}, 0, 1.0, 0, "", "", 0, 0, 0, "", False)
 
 
 def usual_fields(episode: Episode, transaction_us: int) -> Document | None:

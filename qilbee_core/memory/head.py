@@ -9,8 +9,9 @@ from msgspec import Struct
 
 from qilbee_core.envelope import frame, unframe
 from qilbee_core.errors import CorruptRecordError
+from qilbee_core.memory.relevance import FIRST_ORDERS, OrderNumbers
 
-__all__ = ["NEVER_US", "Head", "Tally"]
+__all__ = ["NEVER_US", "Head", "Reindex", "Tally"]
 
 NEVER_US = (1 << 63) - 1
 """Later than any time there is."""
@@ -26,6 +27,19 @@ class Tally:
         self.total = total
 
 
+class Reindex(Struct, frozen=True, array_like=True):
+    """How far an agent has got on its way to other orders of relevance: fields by position, only ever appended.
+
+    ``orders``   those to come
+    ``built``    episodes up to this id stand in them too, whatever becomes of them; no episode has a higher one yet
+    ``leaving``  orders whose rows are being removed; nothing is built meanwhile
+    """
+
+    orders: OrderNumbers
+    built: bytes = bytes(16)
+    leaving: tuple[int, ...] = ()
+
+
 class Head:
     """Counts, sums and clocks of one agent.
 
@@ -39,6 +53,9 @@ class Head:
     ``tallies``         count and sum of contributions of each decay order
     ``states``          episodes that have a state beside their record
     ``expiry_us``       no episode expires before this
+    ``orders``          the orders in force, one of each memory type
+    ``reindex``         how far others have been built, while that goes on: see memory/reindexing.py
+    ``retired``         episodes of which there are versions in HISTORY alone
 
     It is changed in place while a write is planned: where the write fails, it is read again.
     """
@@ -47,7 +64,10 @@ class Head:
         "expiry_us",
         "generation",
         "newest_id",
+        "orders",
         "record_bytes",
+        "reindex",
+        "retired",
         "sequence",
         "states",
         "tallies",
@@ -56,7 +76,7 @@ class Head:
         "types",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, orders: OrderNumbers = FIRST_ORDERS) -> None:
         self.generation = secrets.randbits(63)
         self.sequence = 0
         self.trimmed = 0
@@ -67,6 +87,9 @@ class Head:
         self.tallies: dict[int, Tally] = {}
         self.states = 0
         self.expiry_us = NEVER_US
+        self.orders = orders
+        self.reindex: Reindex | None = None
+        self.retired = 0
 
     @property
     def episodes(self) -> int:
@@ -78,6 +101,16 @@ class Head:
         self.record_bytes += record_bytes
         types, tallies = self.types, self.tallies
         types[episode_type] = types.get(episode_type, 0) + 1
+        # enter(), without the call: every store comes by here.
+        if (tally := tallies.get(order)) is None:
+            tallies[order] = Tally(1, contribution)
+        else:
+            tally.count += 1
+            tally.total += contribution
+
+    def enter(self, order: int, contribution: int) -> None:
+        """Count an episode in one more order."""
+        tallies = self.tallies
         if (tally := tallies.get(order)) is None:
             tallies[order] = Tally(1, contribution)
         else:
@@ -94,6 +127,10 @@ class Head:
         left = self.types.pop(episode_type, 0) - 1
         if left > 0:
             self.types[episode_type] = left
+        self.leave(order, contribution)
+
+    def leave(self, order: int, contribution: int) -> None:
+        """Count an episode no more in an order."""
         tally = self.tallies.pop(order, None)
         if tally is not None and tally.count > 1:
             self.tallies[order] = Tally(tally.count - 1, max(0, tally.total - contribution))
@@ -119,6 +156,9 @@ class Head:
             ],
             self.states,
             self.expiry_us,
+            self.orders,
+            self.reindex,
+            self.retired,
         )
         return frame(key, _encode(fields))
 
@@ -140,12 +180,15 @@ class Head:
         head.tallies = {order: Tally(count, int.from_bytes(total, "big")) for order, count, total in fields.tallies}
         head.states = fields.states
         head.expiry_us = fields.expiry_us
+        head.orders = fields.orders
+        head.reindex = fields.reindex
+        head.retired = fields.retired
         return head
 
-    def counts(self) -> tuple[dict[str, int], int, dict[int, tuple[int, int]], int]:
+    def counts(self) -> tuple[dict[str, int], int, dict[int, tuple[int, int]], int, int]:
         """What a recount of the episodes must give again."""
         tallies = {order: (tally.count, tally.total) for order, tally in self.tallies.items()}
-        return self.types, self.record_bytes, tallies, self.states
+        return self.types, self.record_bytes, tallies, self.states, self.retired
 
 
 class _Fields(Struct, array_like=True):
@@ -161,6 +204,9 @@ class _Fields(Struct, array_like=True):
     tallies: list[tuple[int, int, bytes]]
     states: int = 0
     expiry_us: int = NEVER_US
+    orders: OrderNumbers = FIRST_ORDERS
+    reindex: Reindex | None = None
+    retired: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -1,8 +1,9 @@
 """Every operation on one agent's memory, in one place for the sync and the asyncio face alike.
 
 What only reads is in :mod:`qilbee_core.memory.reads`, what stores, changes and removes in
-:mod:`qilbee_core.memory.writes`, what searches in :mod:`qilbee_core.memory.searching`. Here is what becomes of
-memories with time: they are reinforced, pinned and forgotten.
+:mod:`qilbee_core.memory.writes`, what searches in :mod:`qilbee_core.memory.searching`, what consolidates in
+:mod:`qilbee_core.memory.consolidation`. Here is what becomes of memories with time: they are reinforced, pinned and
+forgotten.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from qilbee_core.batch import Delete, DeleteRange, Operation, Put
+from qilbee_core.batch import DeleteRange, Operation
 from qilbee_core.episode import MEMORY_TYPES, Episode
 from qilbee_core.errors import DataError, InvalidError, ProviderNotFoundError, QilbeeError, shown
 from qilbee_core.ids import datetime_of_us, event_us_of, format_id, parse_id
 from qilbee_core.keys import Space
 from qilbee_core.limits import check_flag, check_most, check_share
 from qilbee_core.memory.commit import Ends, Touched
+from qilbee_core.memory.consolidation import Consolidations
 from qilbee_core.memory.head import Head
 from qilbee_core.memory.log import ChangeKind
 from qilbee_core.memory.reads import Found, Ranked
-from qilbee_core.memory.relevance import PINNED_ORDERS, average, contribution, reinforced, relevance, vitality
-from qilbee_core.memory.searching import Searches
+from qilbee_core.memory.relevance import PINNED_ORDERS, average, reinforced, relevance, vitality
 from qilbee_core.memory.state import State, first_state, standing
 from qilbee_core.memory.statistics import ForgetReceipt, MemoryStatistics
 from qilbee_core.memory.writes import REMOVED_AT_ONCE_MAX, BatchTooLargeError
@@ -68,7 +69,7 @@ class Page(NamedTuple):
     done: bool
 
 
-class Operations(Searches):
+class Operations(Consolidations):
     """The operations on the memory of one agent."""
 
     # --- reinforcement
@@ -108,10 +109,10 @@ class Operations(Searches):
         return len(touched), touched
 
     def _decays(self, found: Found) -> bool:
-        return self._context.orders[found.document.memory_type].half_life_us is not None
+        return self._agent.orders[found.document.memory_type].half_life_us is not None
 
     def _reinforced(self, found: Found, state: State, share: float, now_us: int) -> State:
-        order = self._context.orders[found.document.memory_type]
+        order = self._agent.orders[found.document.memory_type]
         before = relevance(order, vitality(order, state.strength, state.reinforced_us), now_us)
         after = reinforced(before, share)
         if order.half_life_us is None:
@@ -132,27 +133,6 @@ class Operations(Searches):
             return self._shown(found._replace(state=new)), {id_bytes: found.value}
 
         return self._commit(ChangeKind.STATE, plan)
-
-    def _set_state(self, head: Head, operations: list[Operation], found: Found, state: State) -> None:
-        id_bytes, value, document, before = found
-        keys, key = self._keys, self._keys.state(id_bytes)
-        after = None if state == first_state(document) else state
-        record_bytes = len(keys.episodes) + len(id_bytes) + len(value)
-        order, place = standing(self._context.orders, document, before)
-        head.remove(document.episode_type, record_bytes, order.number, contribution(order, place))
-        operations.append(Delete(keys.vitality(order.number, place, id_bytes)))
-        order, place = standing(self._context.orders, document, after)
-        head.add(document.episode_type, record_bytes, order.number, contribution(order, place))
-        operations.append(Put(keys.vitality(order.number, place, id_bytes), b""))
-        operations.append(Delete(key) if after is None else Put(key, after.encode(key)))
-        head.states += (after is not None) - (before is not None)
-        if document.expires_us:
-            expiry = keys.expiry(document.expires_us, id_bytes)
-            if state.pinned:
-                operations.append(Delete(expiry))
-            else:
-                operations.append(Put(expiry, b""))
-                head.expiry_us = min(head.expiry_us, document.expires_us)
 
     # --- forgetting
 
@@ -187,10 +167,16 @@ class Operations(Searches):
 
     def forgetting(self, bounds: Bounds, *, dry_run: bool = False) -> Iterator[tuple[Page, int]]:
         """Forget what is out of ``bounds``, a batch each time that another is asked for; gives it and its ticket."""
-        head, _ = self._head_now()
-        ranked = self._ranked(self._context.orders, self._context.now_us(), reverse=False)
-        ticket, done = 0, head is None
-        while not done and head is not None and (rows := list(islice(ranked, REMOVED_AT_ONCE_MAX))):
+        while True:
+            orders = self._orders()
+            head, _ = self._head_now()
+            if head is None:
+                return
+            ranked = self._ranked(orders, self._context.now_us(), reverse=False)
+            if self._orders() is orders:
+                break  # else others took their place in between, and their rows may be gone
+        ticket, done = 0, False
+        while not done and (rows := list(islice(ranked, REMOVED_AT_ONCE_MAX))):
             if bounds.keep(rows[0], head):
                 break  # nobody has to wait for us to find that out
             if dry_run:
@@ -200,6 +186,9 @@ class Operations(Searches):
                 self._indexing.refresh(self._agent, [found.id_bytes for found in page.found])
             yield page, ticket
             done = page.done
+            if not dry_run and self._orders() is not orders:  # what is relevant is another now
+                yield from self.forgetting(bounds)
+                return
 
     def _plan_forget(
         self, head: Head, operations: list[Operation], page: Sequence[Ranked], bounds: Bounds
@@ -216,8 +205,8 @@ class Operations(Searches):
                 continue  # it stays, for verify() to name it
             if found is None or found.has_expired(now_us):
                 continue
-            order, place = standing(self._context.orders, found.document, found.state)
-            if place == ranked.place and order not in PINNED_ORDERS:  # else it has moved meanwhile
+            order, place = standing(self._context.orders_of(head.orders), found.document, found.state)
+            if (order.number, place) == (ranked.order, ranked.place):  # else it has moved meanwhile
                 self._remove(head, operations, found)
                 forgotten.append(found)
         rows = Counter(Space(_key_of(operation)[0]).name.lower() for operation in operations)
@@ -240,11 +229,10 @@ class Operations(Searches):
                 bytes=0,
             )
         now_us = max(self._context.now_us(), head.transaction_us)  # the clock may have been set back
-        orders = {order.number: order for order in (*self._context.orders, *PINNED_ORDERS)}
-        total = sum(
-            average(orders[number], tally.total, tally.count, now_us) * tally.count
-            for number, tally in head.tallies.items()
-        )
+        total = 0.0
+        for order in (*self._context.orders_of(head.orders), *PINNED_ORDERS):
+            if (tally := head.tallies.get(order.number)) is not None:
+                total += average(order, tally.total, tally.count, now_us) * tally.count
         # Two seeks cost more the more tables there are: they are made once for each state of the agent.
         ends = self._agent.ends
         if ends is None or (ends.generation, ends.sequence) != (head.generation, head.sequence) or gone:

@@ -1,4 +1,4 @@
-"""Reading an agent's memory: by id, by time, by relevance.
+"""Reading an agent's memory: by id, by time, by relevance, and as it was.
 
 What has expired is in no answer, whether or not it has been removed yet.
 """
@@ -6,6 +6,7 @@ What has expired is in no answer, whether or not it has been removed yet.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from heapq import merge
 from itertools import islice, repeat
@@ -19,8 +20,9 @@ from qilbee_core.keys import Space, place_of
 from qilbee_core.limits import LIMIT_MAX, check_flag, check_limit, check_memory_type, check_moment, check_share
 from qilbee_core.memory.commit import Agent, Context
 from qilbee_core.memory.document import MEMORY_TYPE_NUMBERS, EpisodeDocument
+from qilbee_core.memory.past import Past, Version
 from qilbee_core.memory.relevance import PINNED_ORDERS, STRENGTH_MIN, Order, relevance, vitality
-from qilbee_core.memory.state import State, decode_state, has_expired
+from qilbee_core.memory.state import State, decode_state, first_state, has_expired
 
 __all__ = ["FRESH", "Found", "Ranked", "Reads"]
 
@@ -29,7 +31,7 @@ FRESH = 0.99
 
 
 class Found(NamedTuple):
-    """All that is stored of one episode."""
+    """All that is stored of one episode. One that was retired has no value, and its document says when it ended."""
 
     id_bytes: bytes
     value: bytes
@@ -45,6 +47,7 @@ class Ranked(NamedTuple):
     """A row of an order of relevance, and what it means now."""
 
     relevance: float
+    order: int
     place: int
     id_bytes: bytes
 
@@ -60,9 +63,11 @@ class Reads:
         self._records = context.records
         self.agent_id = self._agent.id
 
-    def get(self, id: str) -> Episode | None:
+    def get(self, id: str, as_of: datetime | None = None) -> Episode | None:
         """The episode, or None."""
         id_bytes = parse_id(id)
+        if as_of is not None:
+            return self._get_past([id_bytes], as_of)[0]
         value = self._agent.tail.values.get(id_bytes) or self._backend.get(self._keys.episode(id_bytes))
         if value is None:
             return None
@@ -71,13 +76,15 @@ class Reads:
             self._accessed(episode)
         return episode
 
-    def get_many(self, ids: Sequence[str]) -> list[Episode | None]:
+    def get_many(self, ids: Sequence[str], as_of: datetime | None = None) -> list[Episode | None]:
         """One answer for each id, in the order given."""
         if isinstance(ids, str) or not isinstance(ids, Sequence):
             raise InvalidError(f"ids is {type(ids).__name__}", remedy="give a list of ids")
         if len(ids) > LIMIT_MAX:
             raise InvalidError(f"{len(ids)} ids, the most is {LIMIT_MAX}", remedy="ask for them in parts")
         all_bytes = [parse_id(text) for text in ids]
+        if as_of is not None:
+            return self._get_past(all_bytes, as_of)
         now_us = self._context.now_us()
         values = self._backend.get_many([self._keys.episode(id_bytes) for id_bytes in all_bytes])
         episodes = self._restore_all(zip(all_bytes, values, strict=True), all_bytes, now_us)
@@ -87,12 +94,20 @@ class Reads:
         return episodes
 
     def recent(
-        self, limit: int, before: str | None, episode_type: str | None, memory_type: MemoryType | None
+        self,
+        limit: int,
+        before: str | None,
+        episode_type: str | None,
+        memory_type: MemoryType | None,
+        as_of: datetime | None = None,
     ) -> list[Episode]:
         """The newest by event time, below ``before``."""
         check_limit(limit)
         before_bytes = None if before is None else parse_id(before)
         check_filters(episode_type, memory_type)
+        if as_of is not None:
+            past = self._past_between(b"", before_bytes, as_of, reverse=True)
+            return list(islice((episode for episode in past if matches(episode, episode_type, memory_type)), limit))
         if episode_type is None and memory_type is None:
             pairs = self._newest(limit, before_bytes)
             restored_all = self._restore_all(pairs, [pair[0] for pair in pairs], self._context.now_us())
@@ -124,17 +139,22 @@ class Reads:
         start, stop = self._keys.range(Space.EPISODE)
         return self._backend.scan(start, stop if before is None else self._keys.episode(before), reverse=True)
 
-    def between(self, start: datetime | None, end: datetime | None, *, reverse: bool) -> Iterator[Episode]:
-        """Episodes with ``start <= event time < end``, as they are now, one at a time."""
+    def between(
+        self, start: datetime | None, end: datetime | None, *, reverse: bool, as_of: datetime | None = None
+    ) -> Iterator[Episode]:
+        """Episodes with ``start <= event time < end``, as they are or were, one at a time."""
         check_flag(reverse, "reverse")
-        low, high = self._keys.range(Space.EPISODE)
+        low, high = b"", None
         if start is not None:
             check_moment(start, "start")
-            low = self._keys.episode(lowest_id(us_of_datetime(start)))
+            low = lowest_id(us_of_datetime(start))
         if end is not None:
             check_moment(end, "end")
-            high = self._keys.episode(lowest_id(us_of_datetime(end)))
-        rows = self._backend.scan(low, high, reverse=reverse)
+            high = lowest_id(us_of_datetime(end))
+        if as_of is not None:
+            return self._past_between(low, high, as_of, reverse=reverse)
+        stop = self._keys.range(Space.EPISODE)[1] if high is None else self._keys.episode(high)
+        rows = self._backend.scan(self._keys.episode(low), stop, reverse=reverse)
         return self._restored(pair_of(row) for row in rows)
 
     def recall(
@@ -150,11 +170,16 @@ class Reads:
             check_share(min_relevance, "min_relevance")
         check_filters(episode_type, memory_type)
         now_us = self._context.now_us()
-        orders = [each for each in (*PINNED_ORDERS, *self._context.orders) if memory_type in (None, each.memory_type)]
-        if (head := self._agent.head) is not None:
-            orders = [order for order in orders if order.number in head.tallies]  # the others are empty
+        while True:
+            in_force = self._orders()
+            orders = [each for each in (*PINNED_ORDERS, *in_force) if memory_type in (None, each.memory_type)]
+            if (head := self._agent.head) is not None:
+                orders = [order for order in orders if order.number in head.tallies]  # the others are empty
+            all_ranked = self._ranked(orders, now_us, reverse=True)
+            if self._orders() is in_force:
+                break  # else others took their place in between, and their rows may be gone
         found: dict[bytes, Episode] = {}  # one that moves meanwhile may be met in two places
-        for ranked in self._ranked(orders, now_us, reverse=True):
+        for ranked in all_ranked:
             if min_relevance is not None and ranked.relevance < min_relevance:
                 break
             value = self._backend.get(self._keys.episode(ranked.id_bytes))
@@ -168,32 +193,94 @@ class Reads:
         return list(found.values())
 
     def _ranked(self, orders: Sequence[Order], now_us: int, *, reverse: bool) -> Iterator[Ranked]:
-        """The rows of several orders by relevance, lowest first; of equal ones those of the first order."""
+        """The rows of several orders by relevance, lowest first; of equal ones those of the first order.
 
-        def rows_of(order: Order) -> Iterator[Ranked]:
-            for key, _ in self._backend.scan(*self._keys.order_range(order.number), reverse=reverse):
+        They are those of the moment of the call.
+        """
+
+        def rows_of(order: Order, rows: Iterator[tuple[bytes, bytes]]) -> Iterator[Ranked]:
+            for key, _ in rows:
                 place = place_of(key)
-                yield Ranked(relevance(order, place, now_us), place, key[-16:])
+                yield Ranked(relevance(order, place, now_us), order.number, place, key[-16:])
 
-        return merge(*map(rows_of, orders), key=itemgetter(0), reverse=reverse)
+        scans = [self._backend.scan(*self._keys.order_range(order.number), reverse=reverse) for order in orders]
+        return merge(*map(rows_of, orders, scans), key=itemgetter(0), reverse=reverse)
+
+    def _orders(self) -> tuple[Order, ...]:
+        """The orders in force now, by memory type."""
+        agent, context = self._agent, self._context
+        if not context.single_process:
+            agent.orders = context.stored_orders(agent)
+        return agent.orders
 
     def history(self, id: str) -> list[Episode]:
-        """Every version of an episode that was replaced, oldest first."""
-        id_bytes = parse_id(id)
-        current, now_us = self._find(id_bytes), self._context.now_us()
-        if current is None or current.has_expired(now_us):
-            return []
-        return [
-            self._episode(id_bytes, EpisodeDocument.from_fields(self._records.open(key, value)), current.state, now_us)
-            for key, value in self._backend.scan(*self._keys.history_range(id_bytes))
-        ]
+        """Every version of an episode that has ended, oldest first."""
+        id_bytes, now_us = parse_id(id), self._context.now_us()
+        with self._past() as past:
+            versions = [self._restore_version(version, now_us) for version in past.versions(id_bytes)]
+        return [episode for episode in versions if episode is not None]
+
+    # --- the past
+
+    @contextmanager
+    def _past(self) -> Iterator[Past]:
+        """The versions of episodes, as of one moment."""
+        snapshot = self._backend.snapshot()
+        try:
+            yield Past(snapshot, self._keys, self._records)
+        finally:
+            snapshot.close()
+
+    def _get_past(self, ids: Sequence[bytes], as_of: datetime) -> list[Episode | None]:
+        """One answer for each id, as it was."""
+        at_us = checked_us(as_of)
+        until_us = max(at_us, self._context.now_us())
+        with self._past() as past:
+            versions = [past.at(id_bytes, at_us) for id_bytes in ids]
+            return [None if version is None else self._restore_version(version, until_us) for version in versions]
+
+    def _past_between(self, low: bytes, high: bytes | None, as_of: datetime, *, reverse: bool) -> Iterator[Episode]:
+        """Episodes with ``low <= id < high``, as they were, one at a time."""
+        at_us = checked_us(as_of)
+        snapshot = self._backend.snapshot()  # now, and not when the first one is asked for
+
+        def restored() -> Iterator[Episode]:
+            try:
+                for version in Past(snapshot, self._keys, self._records).between(low, high, at_us, reverse=reverse):
+                    episode = self._restore_version(version, max(at_us, self._context.now_us()))
+                    if episode is not None:
+                        yield episode
+            finally:
+                snapshot.close()
+
+        return restored()
+
+    def _restore_version(self, version: Version, now_us: int) -> Episode | None:
+        """The version, as relevant as its episode is now or would be; None where that has expired."""
+        id_bytes, document, ended_us, last = version
+        state = (None if last.ended_us else self._state(id_bytes)) or first_state(last)
+        if has_expired(document, state, now_us):
+            return None
+        episode = self._episode(id_bytes, document, state, self._context.now_us())
+        if ended_us:
+            episode._ended_us, episode._superseded_by = ended_us, document.superseded_by
+        return episode
+
+    def _find_kept(self, id_bytes: bytes) -> Found | None:
+        """All that is stored of an episode, also where it has expired or was retired."""
+        found = self._find(id_bytes)
+        if found is None:
+            retired = Past(self._backend, self._keys, self._records).retired(id_bytes)
+            if retired is not None:
+                found = Found(id_bytes, b"", retired, first_state(retired))
+        return found
 
     # --- parts of the above
 
     def _accessed(self, episode: Episode) -> None:
         """Note that a caller asked for this episode and got it, less than FRESH as it was."""
         accesses = self._context.accesses
-        half_life_us = self._context.orders[MEMORY_TYPE_NUMBERS[episode.memory_type]].half_life_us
+        half_life_us = self._agent.orders[MEMORY_TYPE_NUMBERS[episode.memory_type]].half_life_us
         if accesses is not None and half_life_us is not None:
             accesses.note(self.agent_id, episode._id, self._context.now_us())
 
@@ -245,7 +332,7 @@ class Reads:
                 yield episode
 
     def _episode(self, id_bytes: bytes, document: EpisodeDocument, state: State | None, now_us: int) -> Episode:
-        order = self._context.orders[document.memory_type]
+        order = self._agent.orders[document.memory_type]
         if state is None:
             strength, start_us = document.strength, document.decay_start_us()
         elif state.pinned:
@@ -261,6 +348,12 @@ class Reads:
 def pair_of(row: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
     """Id and record of a row of EPISODE."""
     return row[0][-16:], row[1]
+
+
+def checked_us(as_of: datetime) -> int:
+    """A time to look back to, in microseconds."""
+    check_moment(as_of, "as_of")
+    return us_of_datetime(as_of)
 
 
 def check_filters(episode_type: str | None, memory_type: MemoryType | None) -> None:

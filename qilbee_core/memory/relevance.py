@@ -29,11 +29,13 @@ from msgspec import Struct
 from qilbee_core.episode import MEMORY_TYPES, MemoryType
 
 __all__ = [
+    "FIRST_ORDERS",
     "ORDERS_MAX",
     "PINNED_ORDERS",
     "PINNED_PLACE",
     "STRENGTH_MIN",
     "Order",
+    "OrderNumbers",
     "average",
     "contribution",
     "reinforced",
@@ -62,6 +64,10 @@ class Order(Struct, frozen=True):
     epoch_us: int
 
 
+OrderNumbers = tuple[int, int, int, int]
+"""The number of one order for each memory type, by its position in MEMORY_TYPES."""
+FIRST_ORDERS: OrderNumbers = (0, 1, 2, 3)
+"""Those that every store begins with."""
 ORDERS_MAX = 240
 """Numbers below this are for orders of the catalog, those from here on for what is pinned, by memory type."""
 PINNED_ORDERS = tuple(Order(ORDERS_MAX + number, name, None, 0) for number, name in enumerate(MEMORY_TYPES))

@@ -2,63 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from math import isfinite
-from typing import Literal
+from typing import Protocol
 
-from msgspec import Struct
+import numpy as np
+from numpy.typing import NDArray
 
 from qilbee_core.episode import Episode, MemoryType
 from qilbee_core.errors import InvalidError, NotFoundError, shown
 from qilbee_core.ids import format_id, parse_id, us_of_datetime
-from qilbee_core.limits import check_flag, check_limit, check_moment
+from qilbee_core.limits import LIMIT_MAX, check_flag, check_limit, check_moment
 from qilbee_core.memory.document import MEMORY_TYPE_NUMBERS
+from qilbee_core.memory.found import SearchResult, SearchStatus
 from qilbee_core.memory.reads import FRESH, check_filters
-from qilbee_core.memory.writes import Writes
+from qilbee_core.memory.retiring import Retiring
 from qilbee_core.search.analysis import ANALYSER_VERSION
 from qilbee_core.search.index import AgentIndex
+from qilbee_core.search.meaning import Meaning
+from qilbee_core.search.nearest import Nearness
+from qilbee_core.search.question import question_of
 from qilbee_core.search.score import Filter
-from qilbee_core.search.search import Hit, hybrid, keyword, semantic, similar
+from qilbee_core.search.search import Hit, hybrid, keyword, semantic, similar, words_of
 from qilbee_core.search.table import TABLE_DIMENSIONS, TABLE_MODEL
 
-__all__ = ["SearchResult", "SearchStatus", "Searches"]
+__all__ = ["Searches"]
 
 
-class SearchResult(Struct, frozen=True, kw_only=True):
-    """An episode that was found, and how well it fits.
+class Question(Protocol):
+    """What an index is asked."""
 
-    ``score`` is ``keyword_score + semantic_score``: what its words, neighbours, speaker and time are worth, and what
-    its meaning is. About 1 means that it says once all that was asked. ``explanation`` has the parts by name, where it
-    was asked for; they add up to the score. docs/search.md says what each is.
-    """
-
-    episode: Episode
-    score: float
-    keyword_score: float
-    semantic_score: float
-    explanation: Mapping[str, float] | None = None
+    def __call__(self, index: AgentIndex, most: int) -> list[Hit]:
+        """At most so many hits, best first."""
+        ...
 
 
-class SearchStatus(Struct, frozen=True, kw_only=True):
-    """What search knows of an agent's memory, and with what it was made.
-
-    ``indexed`` and ``pending`` are episodes; a search indexes those that are pending before it answers. ``ram_bytes``
-    is about what the agent's index takes, 0 while it is not loaded.
-    """
-
-    enabled: bool
-    indexing: Literal["background", "inline", "off"]
-    language: str
-    analyser_version: int
-    model: str
-    dimensions: int
-    indexed: int
-    pending: int
-    ram_bytes: int
-
-
-class Searches(Writes):
+class Searches(Retiring):
     """The operations that find episodes by what they say, and all those that read and write."""
 
     def search(
@@ -70,6 +51,7 @@ class Searches(Writes):
         memory_type: MemoryType | None,
         start: datetime | None,
         end: datetime | None,
+        as_of: datetime | None = None,
     ) -> list[Episode]:
         """The episodes that fit best by their words."""
         check_query(query)
@@ -85,57 +67,85 @@ class Searches(Writes):
             None if end is None else us_of_datetime(end),
         )
         now_us = self._context.now_us()
-        hits = self._ask(lambda index: keyword(index, query, limit, where=where, at_us=now_us))
-        return [episode for _, episode in self._read(hits)]
+
+        def question(index: AgentIndex, most: int) -> list[Hit]:
+            return keyword(index, query, most, where=where, at_us=now_us)
+
+        return [episode for _, episode in self._found(question, limit, as_of)]
 
     def search_by_meaning(
-        self, query: str, limit: int, min_score: float | None, *, explain: bool
+        self, query: str, limit: int, min_score: float | None, *, explain: bool, as_of: datetime | None = None
     ) -> list[SearchResult]:
         """The episodes that are nearest in meaning."""
         check_query(query)
         check_limit(limit)
         check_score(min_score)
-        return self._results(lambda index: semantic(index, query, limit, min_score=min_score), explain=explain)
+
+        vector = self._indexing.embedding.vector(query)
+
+        def question(index: AgentIndex, most: int) -> list[Hit]:
+            return semantic(index, query, most, nearness=self._nearness(index, vector, query), min_score=min_score)
+
+        return self._results(question, limit, as_of, explain=explain)
 
     def search_by_both(
-        self, query: str, limit: int, semantic_weight: float | None, *, explain: bool
+        self, query: str, limit: int, semantic_weight: float | None, *, explain: bool, as_of: datetime | None = None
     ) -> list[SearchResult]:
         """The episodes that fit best by words and meaning."""
         check_query(query)
         check_limit(limit)
         now_us = self._context.now_us()
-        return self._results(
-            lambda index: hybrid(index, query, limit, semantic_weight=semantic_weight, at_us=now_us), explain=explain
-        )
+        vector = None if semantic_weight == 0 else self._indexing.embedding.vector(query)
 
-    def find_similar(self, id: str, limit: int, *, explain: bool) -> list[SearchResult]:
+        def question(index: AgentIndex, most: int) -> list[Hit]:
+            nearness = self._nearness(index, vector, query)
+            return hybrid(index, query, most, semantic_weight=semantic_weight, nearness=nearness, at_us=now_us)
+
+        return self._results(question, limit, as_of, explain=explain)
+
+    def find_similar(self, id: str, limit: int, *, explain: bool, as_of: datetime | None = None) -> list[SearchResult]:
         """The episodes that are nearest in meaning to one of them."""
         id_bytes = parse_id(id)
         check_limit(limit)
 
-        def question(index: AgentIndex) -> list[Hit]:
+        def question(index: AgentIndex, most: int) -> list[Hit]:
             if id_bytes not in index:
                 raise NotFoundError(f"agent {self.agent_id!r} has no episode {format_id(id_bytes)}")
-            return similar(index, id_bytes, limit)
+            embedding = self._indexing.embedding
+            vector = embedding.vector_of(self._agent, index, id_bytes)
+            words = partial(words_of, index, id_bytes)
+            return similar(index, id_bytes, most, nearness=embedding.nearness(self._agent, index, vector, words))
 
-        return self._results(question, explain=explain)
+        return self._results(question, limit, as_of, explain=explain)
 
     def search_status(self) -> SearchStatus:
         """What is indexed, and how."""
         pending = self._indexing.pending(self._agent)
+        embedding = self._indexing.embedding
+        encoder = embedding.encoder
         return SearchStatus(
             enabled=self._indexing.mode != "off",
             indexing=self._indexing.mode,
             language=self._indexing.language,
             analyser_version=ANALYSER_VERSION,
-            model=TABLE_MODEL,
-            dimensions=TABLE_DIMENSIONS,
+            model=TABLE_MODEL if encoder is None else encoder.name,
+            dimensions=TABLE_DIMENSIONS if encoder is None else encoder.dimensions,
             indexed=pending.indexed,
             pending=pending.pending,
             ram_bytes=pending.ram_bytes,
+            vectors_pending=embedding.pending(self._agent),
+            embedder_problem=embedding.problem,
         )
 
-    def _results(self, question: Callable[[AgentIndex], list[Hit]], *, explain: bool) -> list[SearchResult]:
+    def _nearness(self, index: AgentIndex, vector: NDArray[np.float32] | None, query: str) -> Nearness | None:
+        """By the encoder, where there is one that could be asked."""
+
+        def words() -> Meaning:
+            return Meaning(index, question_of(query, index, 0).idfs)
+
+        return self._indexing.embedding.nearness(self._agent, index, vector, words)
+
+    def _results(self, question: Question, limit: int, as_of: datetime | None, *, explain: bool) -> list[SearchResult]:
         check_flag(explain, "explain")
         return [
             SearchResult(
@@ -145,8 +155,22 @@ class Searches(Writes):
                 semantic_score=hit.semantic_score,
                 explanation=dict(hit.parts) if explain else None,
             )
-            for hit, episode in self._read(self._ask(question))
+            for hit, episode in self._found(question, limit, as_of)
         ]
+
+    def _found(self, question: Question, limit: int, as_of: datetime | None) -> list[tuple[Hit, Episode]]:
+        """What answers a question as it is now; or what of it was known at a time, as it was."""
+        if as_of is None:
+            return self._read(self._ask(lambda index: question(index, limit)))
+        check_moment(as_of, "as_of")
+        most = limit
+        while True:
+            hits = self._ask(partial(question, most=most))
+            past = self._get_past([hit.id_bytes for hit in hits], as_of)
+            found = [(hit, episode) for hit, episode in zip(hits, past, strict=True) if episode is not None]
+            if len(found) >= limit or len(hits) < most or most == LIMIT_MAX:
+                return found[:limit]
+            most = min(4 * most, LIMIT_MAX)
 
     def _ask(self, question: Callable[[AgentIndex], list[Hit]]) -> list[Hit]:
         if self._indexing.mode == "off":

@@ -7,7 +7,7 @@ from the two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import msgspec
@@ -16,9 +16,13 @@ from msgspec import Meta, Struct
 from qilbee_core.envelope import frame, unframe
 from qilbee_core.errors import CorruptRecordError
 from qilbee_core.memory.document import EpisodeDocument
-from qilbee_core.memory.relevance import PINNED_ORDERS, PINNED_PLACE, Order, vitality
+from qilbee_core.memory.head import Head
+from qilbee_core.memory.relevance import PINNED_ORDERS, PINNED_PLACE, Order, OrderNumbers, vitality
 
-__all__ = ["State", "decode_state", "first_state", "has_expired", "standing"]
+__all__ = ["OrdersOf", "State", "decode_state", "first_state", "has_expired", "standing", "standings"]
+
+OrdersOf = Callable[[OrderNumbers], Sequence[Order]]
+"""Gives the orders with these numbers, by memory type: :meth:`Context.orders_of`."""
 
 
 class State(Struct, frozen=True, array_like=True):
@@ -46,8 +50,8 @@ def decode_state(key: bytes, value: bytes) -> State:
 
 
 def first_state(document: EpisodeDocument) -> State:
-    """The state that the record itself tells: of an episode that nothing has moved."""
-    return State(document.strength, document.decay_start_us())
+    """The state that the record itself tells: of an episode that nothing has moved, or that was retired in it."""
+    return State(document.strength, document.decay_start_us(), document.pinned)
 
 
 def standing(orders: Sequence[Order], document: EpisodeDocument, state: State | None) -> tuple[Order, int]:
@@ -58,6 +62,19 @@ def standing(orders: Sequence[Order], document: EpisodeDocument, state: State | 
     if state.pinned:
         return PINNED_ORDERS[document.memory_type], PINNED_PLACE
     return order, vitality(order, state.strength, state.reinforced_us)
+
+
+def standings(
+    head: Head, orders_of: OrdersOf, id_bytes: bytes, document: EpisodeDocument, state: State | None
+) -> list[tuple[Order, int]]:
+    """Every order that an episode is in, with its place there: the one in force, and then one that is being built."""
+    places = [standing(orders_of(head.orders), document, state)]
+    reindex = head.reindex
+    if reindex is not None and id_bytes <= reindex.built:
+        coming = standing(orders_of(reindex.orders), document, state)
+        if coming[0].number != places[0][0].number:
+            places.append(coming)
+    return places
 
 
 def has_expired(document: EpisodeDocument, state: State | None, now_us: int) -> bool:

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from msgspec import Struct
 
-__all__ = ["ClearReceipt", "ForgetReceipt", "MemoryStatistics"]
+__all__ = ["ClearReceipt", "ForgetReceipt", "MemoryStatistics", "PurgeReceipt"]
 
 
 class MemoryStatistics(Struct, frozen=True, kw_only=True):
@@ -29,6 +29,18 @@ class ClearReceipt(Struct, frozen=True, kw_only=True):
     """What :meth:`AgentMemory.clear` deleted."""
 
     episodes: int
+    bytes: int
+
+
+class PurgeReceipt(Struct, frozen=True, kw_only=True):
+    """What :meth:`AgentMemory.purge` removed for good.
+
+    ``episodes`` counts the retired ones of which nothing is left, ``versions`` all that went, of those and of others.
+    ``bytes`` counts their keys and records in the history.
+    """
+
+    episodes: int
+    versions: int
     bytes: int
 
 

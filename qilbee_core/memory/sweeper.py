@@ -1,4 +1,4 @@
-"""The one background thread of a store's memories: it reinforces what was read, and forgets by schedule."""
+"""What a thread does for a store's memories: it reinforces what was read, and forgets by schedule."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from msgspec.structs import asdict
 from qilbee_core.config import MemorySettings
 from qilbee_core.episode import JSON
 from qilbee_core.errors import DataError, StorageError
-from qilbee_core.keys import Space, parse, range_of
+from qilbee_core.keys import AgentKeys, Space, parse, range_of
 from qilbee_core.memory.accesses import Accesses
 from qilbee_core.memory.commit import Context
 from qilbee_core.memory.head import Head
 from qilbee_core.memory.operations import Bounds, Operations
+from qilbee_core.memory.periodic import Periodic
 
 __all__ = ["SweepCounters", "Sweeper"]
 
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 FLUSH_INTERVAL_S = 10.0
 """How often what was read is reinforced: reads within this time count as one."""
+UNDO_INTERVAL_S = 3600.0
+"""How often undo data of consolidations that are too old for it are removed."""
 _REINFORCED_AT_ONCE_MAX = 256
 
 
@@ -35,27 +38,32 @@ class SweepCounters(Struct, kw_only=True):
     sweeps: int = 0
     expired: int = 0
     forgotten: int = 0
+    undos_ended: int = 0
     errors: int = 0
     last_sweep_ms: float = 0.0
 
 
 class Sweeper:
-    """Flushes accesses every ten seconds, and sweeps all agents every interval where that is switched on."""
+    """Flushes accesses every ten seconds, ends undo every hour, and sweeps all agents where that is switched on."""
 
     def __init__(self, context: Context, operations: Callable[[str], Operations], settings: MemorySettings) -> None:
         self._context = context
         self._operations = operations
         self._settings = settings
-        self._closing = threading.Event()
         self._busy = threading.Lock()
         self.counters = SweepCounters()
         self._bounds = Bounds.of(settings.min_relevance_threshold, settings.max_episodes, settings.max_bytes)
-        self._thread: threading.Thread | None = None
         if settings.reinforcement_share:
             context.accesses = Accesses()
-        if settings.enable_auto_forgetting or settings.reinforcement_share:
-            self._thread = threading.Thread(target=self._run, name="qilbee-sweeper", daemon=True)
-            self._thread.start()
+        self._periodic = Periodic("qilbee-sweeper", list(self._jobs()))
+        self._periodic.start()
+
+    def _jobs(self) -> Iterator[tuple[float, Callable[[], None]]]:
+        if self._settings.reinforcement_share:
+            yield FLUSH_INTERVAL_S, self.flush
+        if self._settings.enable_auto_forgetting:
+            yield self._settings.forgetting_interval_s, self.sweep
+        yield UNDO_INTERVAL_S, self.end_undo
 
     def figures(self) -> dict[str, JSON]:
         """What it has done, for Store.stats()."""
@@ -64,20 +72,9 @@ class Sweeper:
 
     def close(self) -> None:
         """Stop after the batch that is under way, and reinforce what was read. Idempotent."""
-        if not self._closing.is_set():
-            self._closing.set()
-            if self._thread is not None:
-                self._thread.join()
+        if not self._periodic.is_closing:
+            self._periodic.close()
             self.flush()
-
-    def _run(self) -> None:
-        interval_s = self._settings.forgetting_interval_s
-        due_s = time.monotonic() + interval_s
-        while not self._closing.wait(min(FLUSH_INTERVAL_S, interval_s)):
-            self.flush()
-            if self._settings.enable_auto_forgetting and time.monotonic() >= due_s:
-                self.sweep()
-                due_s = time.monotonic() + interval_s
 
     def flush(self) -> None:
         """Reinforce what was read since the last time."""
@@ -106,7 +103,7 @@ class Sweeper:
             began_s = time.monotonic()
             expired, forgotten = self.counters.expired, self.counters.forgotten
             for agent_id in self._agents():
-                if self._closing.is_set():
+                if self._periodic.is_closing:
                     return
                 try:
                     self._sweep_agent(self._operations(agent_id))
@@ -118,12 +115,31 @@ class Sweeper:
             if expired or forgotten:
                 log.info("removed %d expired episodes and forgot %d", expired, forgotten)
 
+    def end_undo(self) -> None:
+        """Remove the undo data of consolidations that are too old, agent by agent."""
+        if self._context.durability.failure is not None:
+            return
+        start, stop = range_of(bytes((Space.PLAN,)))
+        agent_id: str | None = None
+        while not self._periodic.is_closing:
+            try:
+                row = next(self._context.backend.scan(start, stop), None)
+                if row is None or (agent_id := parse(row[0]).agent_id) is None:
+                    return
+                start = AgentKeys(agent_id).range(Space.PLAN)[1]
+                operations = self._operations(agent_id)
+                self.counters.undos_ended += operations.end_undo(stop=lambda: self._periodic.is_closing)
+            except Exception as error:  # the thread goes on, whatever happens to one agent
+                self._failed(agent_id or "", error)
+                if agent_id is None:
+                    return
+
     def _sweep_agent(self, operations: Operations) -> None:
-        while not self._closing.is_set() and (removed := operations.remove_due()[0]):
+        while not self._periodic.is_closing and (removed := operations.remove_due()[0]):
             self.counters.expired += removed
         for page, _ in operations.forgetting(self._bounds):
             self.counters.forgotten += len(page.found)
-            if self._closing.is_set():
+            if self._periodic.is_closing:
                 break
 
     def _agents(self) -> Iterator[str]:

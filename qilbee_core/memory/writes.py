@@ -60,9 +60,10 @@ from qilbee_core.memory.indexing import Indexing
 from qilbee_core.memory.log import ChangeKind
 from qilbee_core.memory.reads import Found, Reads
 from qilbee_core.memory.relevance import Order, contribution, vitality
-from qilbee_core.memory.state import standing
+from qilbee_core.memory.state import State, first_state, standing, standings
 from qilbee_core.memory.statistics import ClearReceipt
 from qilbee_core.memory.terms import row_key
+from qilbee_core.memory.undo import remove_from_undo
 
 __all__ = ["REMOVED_AT_ONCE_MAX", "BatchTooLargeError", "Writes"]
 
@@ -112,9 +113,11 @@ class Writes(Reads):
         agent_id: str,
         *,
         episodes_stored: Callable[[str, Sequence[Episode]], None] | None = None,
+        keep_history: bool = True,
     ) -> None:
         super().__init__(context, agent_id)
         self._indexing = indexing
+        self._keep_history = keep_history
         self._observe = episodes_stored
 
     def _commit(
@@ -200,10 +203,11 @@ class Writes(Reads):
         self, head: Head, operations: list[Operation], episodes: Sequence[Episode], digest: bytes
     ) -> tuple[list[Episode], Touched]:
         # What a batch costs is spent here.
-        keys_start, orders, transaction_us = self._keys.episodes, self._context.orders, head.transaction_us
+        keys_start, transaction_us = self._keys.episodes, head.transaction_us
+        orders = self._context.orders_of(head.orders)
         start_us = decay_start_us(transaction_us)
         usual = self._agent.place
-        if usual.decay_start_us != start_us:
+        if usual.decay_start_us != start_us or usual.order != head.orders[0]:
             usual = self._agent.place = self._place(orders[0], 1.0, start_us)
         batch_bytes = 0
         touched: Touched = {}
@@ -212,7 +216,7 @@ class Writes(Reads):
             return stored, touched  # somebody was quicker
         for episode in episodes:
             # No id above newest_id was ever stored: new episodes are not looked for.
-            if episode._id <= head.newest_id and self._is_stored(touched, episode):
+            if episode._id <= head.newest_id and self._is_stored(head, touched, episode):
                 continue
             id_bytes, episode_type = episode._id, episode.episode_type
             head.newest_id = max(head.newest_id, id_bytes)
@@ -238,12 +242,23 @@ class Writes(Reads):
             head.add(episode_type, len(key) + len(value), place.order, place.contribution)
             operations.append(Put(key, value))
             operations.append(Put(place.key_start + id_bytes, b""))
+            if head.reindex is not None:
+                self._enter_coming(head, operations, episode, start_us)
             touched[id_bytes] = value
             stored.append(episode)
         if digest and stored:
             mark = self._keys.idempotency_key(digest)
             operations.append(Put(mark, frame(mark, stored[0]._id)))
         return stored, touched
+
+    def _enter_coming(self, head: Head, operations: list[Operation], episode: Episode, start_us: int) -> None:
+        """Put a new episode into the order that is being built too, if that is to hold its id by now."""
+        reindex, memory_type = head.reindex, MEMORY_TYPE_NUMBERS[episode.memory_type]
+        if reindex is None or episode._id > reindex.built or reindex.orders[memory_type] == head.orders[memory_type]:
+            return
+        place = self._place(self._context.orders_of(reindex.orders)[memory_type], episode.relevance, start_us)
+        head.enter(place.order, place.contribution)
+        operations.append(Put(place.key_start + episode._id, b""))
 
     def _sealed(self, key: bytes, fields: Document, episode: Episode) -> bytes:
         """The record of a new episode; InvalidError where it is too large or holds what no text can hold."""
@@ -262,9 +277,11 @@ class Writes(Reads):
         known = self._stored_under(digest, episode)
         if known is not None:
             return format_id(known), {}
-        found = self._find(episode._id)
+        found = self._find_kept(episode._id)
         if found is None or found.has_expired(self._context.now_us()) or not is_same(found.document, episode):
             return None, {}
+        if found.document.ended_us:
+            return episode.id, {}  # it was stored, and stays retired
         if found.document.idempotency_digest:
             raise ConflictError(
                 f"episode {episode.id} is stored under another idempotency key", remedy="use the key it was stored with"
@@ -276,13 +293,13 @@ class Writes(Reads):
         operations += (Put(key, sealed), Put(mark, frame(mark, episode._id)))
         return episode.id, {episode._id: sealed}
 
-    def _is_stored(self, touched: Touched, episode: Episode) -> bool:
-        """Whether the episode is there already; an id of ours that another episode has is drawn again."""
+    def _is_stored(self, head: Head, touched: Touched, episode: Episode) -> bool:
+        """Whether the episode is there already, or was retired; an id of ours that another has is drawn again."""
         while True:
             id_bytes = episode._id
             value = touched.get(id_bytes)
             if value is None:
-                found = self._find(id_bytes)
+                found = self._find_kept(id_bytes) if head.retired else self._find(id_bytes)
                 if found is None:
                     return False
                 self._check_out_of_the_way(found)
@@ -326,7 +343,7 @@ class Writes(Reads):
                 transaction_us=head.transaction_us,
                 reinforced_us=old.decay_start_us(),
                 origin=old.digest(),
-                previous_us=old.transaction_us,
+                previous_us=old.transaction_us if self._keep_history else 0,
             )
             try:
                 body = self._records.encode(new.fields())
@@ -338,18 +355,18 @@ class Writes(Reads):
                 raise surrogate_error({"content": new.content, "metadata": new.metadata}, "episode") from None
             sealed = self._records.seal_encoded(key, body)
             # Strength and decay are as before, and so is the place in the order of relevance.
-            order, place = standing(self._context.orders, old, found.state)
+            order, place = standing(self._context.orders_of(head.orders), old, found.state)
             moved = contribution(order, place)
             head.remove(old.episode_type, len(key) + len(found.value), order.number, moved)
             if new.episode_type not in head.types:
                 self._check_new_type(head)
             head.add(new.episode_type, len(key) + len(sealed), order.number, moved)
-            history_key = self._keys.history(id_bytes, old.transaction_us)
-            operations += (
-                Put(history_key, self._records.seal(history_key, old.fields())),
-                Put(key, sealed),
-                Delete(row_key(self._keys, id_bytes)),
-            )
+            operations += (Put(key, sealed), Delete(row_key(self._keys, id_bytes)), *self._vectors_gone(id_bytes))
+            if self._keep_history:
+                history_key = self._keys.history(id_bytes, old.transaction_us)
+                operations.append(Put(history_key, self._records.seal(history_key, old.fields())))
+            elif old.previous_us:
+                operations.append(DeleteRange(*self._keys.history_range(id_bytes)))
             return self._shown(found._replace(document=new)), {id_bytes: sealed}
 
         updated = self._commit(ChangeKind.UPDATE, plan)
@@ -363,7 +380,7 @@ class Writes(Reads):
         engine = self._erasing_engine() if erase else None
 
         def plan(head: Head, operations: list[Operation]) -> tuple[bool, Touched]:
-            found = self._find(id_bytes)
+            found = self._find_kept(id_bytes)
             if found is None:
                 return False, {}
             self._remove(head, operations, found)
@@ -372,7 +389,8 @@ class Writes(Reads):
         deleted, ticket = self._commit(ChangeKind.DELETE, plan)
         self._indexing.refresh(self._agent, [id_bytes])
         if engine is not None:
-            rows = (self._keys.episode(id_bytes), row_key(self._keys, id_bytes))
+            vectors = [vector.key for vector in self._vectors_gone(id_bytes)]
+            rows = (self._keys.episode(id_bytes), row_key(self._keys, id_bytes), *vectors)
             with self._indexing.paused():
                 engine.erase([*((key, key + b"\x00") for key in rows), self._keys.history_range(id_bytes)])
         return deleted, ticket
@@ -386,8 +404,7 @@ class Writes(Reads):
         )
         self._indexing.cleared(self._agent)
         if engine is not None:
-            with self._indexing.paused():
-                engine.erase([self._keys.range(space) for space in _TEXT_SPACES])
+            self._erase_texts(engine)
         return receipt, ticket
 
     def remove_due(self) -> tuple[int, int]:
@@ -406,7 +423,7 @@ class Writes(Reads):
                 head.expiry_us = expires_us
                 break
             try:
-                found = self._find(key[-16:])
+                found = self._find_kept(key[-16:])
             except (DataError, ProviderNotFoundError):
                 continue  # it stays, for verify() to name it
             if found is not None and found.has_expired(now_us):
@@ -417,31 +434,75 @@ class Writes(Reads):
     def _plan_removal(self, head: Head, operations: list[Operation], ids: Iterable[bytes]) -> tuple[None, Touched]:
         touched: Touched = {}
         for id_bytes in ids:
-            if (found := self._find(id_bytes)) is not None:
+            if (found := self._find_kept(id_bytes)) is not None:
                 self._remove(head, operations, found)
                 touched[id_bytes] = None
         return None, touched
 
     def _remove(self, head: Head, operations: list[Operation], found: Found) -> None:
-        """Plan to remove all that is stored of an episode."""
+        """Plan to remove all that is stored of an episode, also of one that was retired."""
         id_bytes, document, keys = found.id_bytes, found.document, self._keys
-        order, place = standing(self._context.orders, document, found.state)
+        if document.ended_us:
+            head.retired = max(0, head.retired - 1)
+            remove_from_undo(self._backend, keys.undo(document.ended_us), operations, id_bytes)
+        else:
+            self._take_out(head, operations, found)
+        if document.previous_us or document.ended_us:
+            operations.append(DeleteRange(*keys.history_range(id_bytes)))
+        if document.idempotency_digest:
+            operations.append(Delete(keys.idempotency_key(bytes.fromhex(document.idempotency_digest))))
+        if document.expires_us:
+            operations.append(Delete(keys.expiry(document.expires_us, id_bytes)))
+
+    def _take_out(self, head: Head, operations: list[Operation], found: Found) -> None:
+        """Plan to remove an episode from where the reads of the present look: its record and what is made of it.
+
+        Its history stays, and so do its idempotency key and the row that says when it expires.
+        """
+        id_bytes, document, keys = found.id_bytes, found.document, self._keys
+        (order, place), *others = standings(head, self._context.orders_of, id_bytes, document, found.state)
         key = keys.episode(id_bytes)
         head.remove(document.episode_type, len(key) + len(found.value), order.number, contribution(order, place))
         operations += (
             Delete(key),
             Delete(keys.vitality(order.number, place, id_bytes)),
             Delete(row_key(keys, id_bytes)),
+            *self._vectors_gone(id_bytes),
         )
+        for order, place in others:
+            head.leave(order.number, contribution(order, place))
+            operations.append(Delete(keys.vitality(order.number, place, id_bytes)))
         if found.state is not None:
             head.states = max(0, head.states - 1)
             operations.append(Delete(keys.state(id_bytes)))
-        if document.previous_us:
-            operations.append(DeleteRange(*keys.history_range(id_bytes)))
-        if document.idempotency_digest:
-            operations.append(Delete(keys.idempotency_key(bytes.fromhex(document.idempotency_digest))))
+
+    def _vectors_gone(self, id_bytes: bytes) -> list[Delete]:
+        """Remove the vectors that there may be of an episode."""
+        catalog = self._context.catalog
+        if not self._context.single_process:
+            catalog.read_vectors()  # another process may have begun to make some
+        return [Delete(self._keys.vector(model, id_bytes)) for model in catalog.vectors.kept]
+
+    def _set_state(self, head: Head, operations: list[Operation], found: Found, state: State) -> None:
+        """Plan to give an episode that is there another state."""
+        id_bytes, _, document, before = found
+        keys, key = self._keys, self._keys.state(id_bytes)
+        after = None if state == first_state(document) else state
+        for order, place in standings(head, self._context.orders_of, id_bytes, document, before):
+            head.leave(order.number, contribution(order, place))
+            operations.append(Delete(keys.vitality(order.number, place, id_bytes)))
+        for order, place in standings(head, self._context.orders_of, id_bytes, document, after):
+            head.enter(order.number, contribution(order, place))
+            operations.append(Put(keys.vitality(order.number, place, id_bytes), b""))
+        operations.append(Delete(key) if after is None else Put(key, after.encode(key)))
+        head.states += (after is not None) - (before is not None)
         if document.expires_us:
-            operations.append(Delete(keys.expiry(document.expires_us, id_bytes)))
+            expiry = keys.expiry(document.expires_us, id_bytes)
+            if state.pinned:
+                operations.append(Delete(expiry))
+            else:
+                operations.append(Put(expiry, b""))
+                head.expiry_us = min(head.expiry_us, document.expires_us)
 
     def _existing(self, id_bytes: bytes) -> Found:
         found = self._find(id_bytes)
@@ -474,7 +535,7 @@ class Writes(Reads):
         framed = self._backend.get(mark)
         if framed is None:
             return None
-        found = self._find(unframe(mark, framed))
+        found = self._find_kept(unframe(mark, framed))
         if found is None:
             return None  # deleted since, and with it what the key stood for
         self._check_out_of_the_way(found)
@@ -484,6 +545,11 @@ class Writes(Reads):
                 remedy="use another key for another episode",
             )
         return found.id_bytes
+
+    def _erase_texts(self, engine: SupportsErase) -> None:
+        """Rewrite all files that may hold texts of the agent."""
+        with self._indexing.paused():
+            engine.erase([self._keys.range(space) for space in _TEXT_SPACES])
 
     def _erasing_engine(self) -> SupportsErase:
         if not isinstance(self._backend, SupportsErase):

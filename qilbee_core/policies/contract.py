@@ -33,7 +33,8 @@ def plan_of(policy: ConsolidationPolicy, episodes: Sequence[Episode], *, now: da
 def check_plan(plan: Plan, offered: Iterable[Episode], *, policy: str) -> None:
     """Refuse a plan that goes beyond ``offered`` or contradicts itself, with a PluginError that names ``policy``.
 
-    - What it creates can be stored, has ids of its own, and belongs to an agent whose episodes were offered.
+    - What it creates can be stored, and belongs to an agent whose episodes were offered. Under an id that was offered
+      it is that memory made again, which stays.
     - What it supersedes or forgets was offered, and is one of the two.
     - What takes the place of another is created by the plan, or was offered and stays.
 
@@ -53,7 +54,7 @@ def check_plan(plan: Plan, offered: Iterable[Episode], *, policy: str) -> None:
     for episode in offered:
         agents.add(episode.agent_id)
         ids.add(episode.id)
-    created = _created(plan.create, agents, ids, policy)
+    created = _created(plan.create, agents, policy)
     forgotten = set(_known(plan.forget, ids, "forget names", policy))
     if len(forgotten) != len(plan.forget):
         _broken(policy, "forget names an episode twice")
@@ -63,11 +64,13 @@ def check_plan(plan: Plan, offered: Iterable[Episode], *, policy: str) -> None:
             _broken(policy, f"{survivor} takes the place of another and is superseded itself")
         if survivor in forgotten:
             _broken(policy, f"{survivor} takes the place of another and is forgotten")
+    if created & (superseded | forgotten):
+        _broken(policy, f"{min(created & (superseded | forgotten))} is created, and superseded or forgotten")
     if superseded & forgotten:
         _broken(policy, f"{min(superseded & forgotten)} is both superseded and forgotten")
 
 
-def _created(create: Sequence[Episode], agents: set[str], offered: set[str], policy: str) -> set[str]:
+def _created(create: Sequence[Episode], agents: set[str], policy: str) -> set[str]:
     created: set[str] = set()
     for episode in create:
         try:
@@ -79,8 +82,8 @@ def _created(create: Sequence[Episode], agents: set[str], offered: set[str], pol
             _broken(policy, "what it creates cannot be stored: a lone surrogate in its content or metadata")
         if episode.agent_id not in agents:
             _broken(policy, f"it creates for the agent {shown(episode.agent_id)}, of whom nothing was offered")
-        if episode.id in offered or episode.id in created:
-            _broken(policy, f"it creates {episode.id}, which there is already")
+        if episode.id in created:
+            _broken(policy, f"it creates {episode.id} twice")
         created.add(episode.id)
     return created
 

@@ -8,7 +8,6 @@ a text without end is a PluginError, and nothing changes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import partial
@@ -17,8 +16,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from qilbee_core.endpoint import environment_of
 from qilbee_core.episode import Episode, Plan
-from qilbee_core.errors import PluginError, SettingsError
+from qilbee_core.errors import PluginError
 from qilbee_core.policies.chat import Chat, Message, ResponseFormat
 from qilbee_core.policies.conversation import finished, parts_of, said_in, sessions_of
 from qilbee_core.policies.derived import derived_episode
@@ -103,14 +103,7 @@ class Llm:
     name = "llm"
 
     def __init__(self, settings: LlmSettings) -> None:
-        base_url = settings.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-        if not base_url.startswith(("http://", "https://")):
-            raise SettingsError(
-                f"policy 'llm': base_url is {base_url!r}", remedy="give a URL that begins with http:// or https://"
-            )
-        api_key = settings.api_key or os.environ.get("OPENAI_API_KEY", "")
-        if not api_key.isascii() or not api_key.isprintable():  # the library would quote it in its error
-            raise SettingsError("policy 'llm': api_key is no key", remedy="give it without line ends and spaces around")
+        base_url, api_key = environment_of("policy 'llm'", settings.base_url, settings.api_key)
         self._settings = settings
         self._open_chat = partial(
             Chat,

@@ -19,7 +19,7 @@ from qilbee_core.episode import JSON, Episode
 from qilbee_core.errors import InvalidError, shown
 from qilbee_core.search.stopwords import ENGLISH
 
-__all__ = ["ANALYSER_VERSION", "LANGUAGES", "Analyser", "Said", "analyser", "turns_of"]
+__all__ = ["ANALYSER_VERSION", "LANGUAGES", "Analyser", "Said", "analyser", "text_of", "turns_of"]
 
 ANALYSER_VERSION = 1
 """Of the words that are taken from a text. Rows of another version are made anew."""

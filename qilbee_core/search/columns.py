@@ -1,15 +1,19 @@
-"""Arrays that grow together, a row at a time."""
+"""Arrays: those that grow together a row at a time, and the greatest of many values."""
 
 from __future__ import annotations
 
+import threading
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Columns"]
+__all__ = ["Columns", "maximum_at", "reached_by", "scratch"]
 
 _ROWS_LEAST = 16
+_SCRATCH_BYTES_MAX = 1 << 23
+_IN_GROUP_MAX = 64
+_kept = threading.local()
 
 
 class Columns:
@@ -39,3 +43,36 @@ class Columns:
                 grown[:first] = getattr(self, name)[:first]
                 setattr(self, name, grown)
         return first
+
+
+def reached_by(values: NDArray[np.floating], count: int) -> float:
+    """Some number that at least ``count`` of the values reach, and not many more; -inf where that is hard to tell.
+
+    So many values are as great as the ``count`` greatest among the greatest of some groups.
+    """
+    in_group = min(_IN_GROUP_MAX, len(values) // (2 * count))
+    if in_group < 2:
+        return -np.inf
+    groups = len(values) // in_group
+    greatest = values[: in_group * groups].reshape(in_group, groups).max(axis=0)
+    return float(np.partition(greatest, -count)[-count])
+
+
+def scratch(rows: int, columns: int) -> NDArray[np.float32]:
+    """Zeros to work with until the next call in this thread: new memory costs as much as what is done in it."""
+    lines: NDArray[np.float32] | None = getattr(_kept, "lines", None)
+    if lines is None or len(lines) < rows * columns:
+        lines = np.zeros(rows * columns, np.float32)
+        if lines.nbytes <= _SCRATCH_BYTES_MAX:
+            _kept.lines = lines
+    found = lines[: rows * columns].reshape(rows, columns)
+    found.fill(0.0)
+    return found
+
+
+def maximum_at(target: NDArray[np.float32], where: NDArray[np.integer], values: NDArray[np.float32]) -> None:
+    """The same as np.maximum.at, several times as fast: any of several values is written, until none is greater."""
+    while len(where):
+        greater = np.flatnonzero(values > target[where])
+        where, values = where[greater], values[greater]
+        target[where] = values

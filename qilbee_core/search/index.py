@@ -9,8 +9,7 @@ Searches may run beside each other; they change nothing.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -18,15 +17,16 @@ from numpy.typing import DTypeLike, NDArray
 
 from qilbee_core.search.columns import Columns
 from qilbee_core.search.lexicon import Lexicon
+from qilbee_core.search.postings import ONCE, Postings
 from qilbee_core.search.rows import EPISODE_TYPES, Row, unpack, unpack_all
 from qilbee_core.search.timeline import Timeline
+from qilbee_core.search.vectors import VectorIndex
 
 __all__ = ["RARE", "TIME_WORDS_MAX", "AgentIndex", "Forward", "Terms", "Turns"]
 
 COUNT_MAX = 255
 """A word counts so often in a turn at most."""
 RARE = -1
-_COUNT_BITS = 8
 _LONG_COUNT_BITS = 32
 TIME_WORDS_MAX = 2
 COMPACT_LEAST = 1024
@@ -41,8 +41,7 @@ class Turns(Columns):
         "time_words": np.uint8,
         "episode_type": np.int32,
         "memory_type": np.uint8,
-        "start": np.int64,
-        "terms": np.int32,
+        "entries_end": np.uint32,
     }
     length: NDArray[np.int32]
     """Words."""
@@ -50,9 +49,8 @@ class Turns(Columns):
     """Words that tell when, 2 at most."""
     episode_type: NDArray[np.int32]
     memory_type: NDArray[np.uint8]
-    start: NDArray[np.int64]
-    """Where its terms begin in Forward, and how many there are."""
-    terms: NDArray[np.int32]
+    entries_end: NDArray[np.uint32]
+    """Where its terms end in Forward; they begin where those of the turn before end."""
 
 
 class Forward(Columns):
@@ -79,11 +77,11 @@ class AgentIndex:
 
     def __init__(self, lexicon: Lexicon) -> None:
         self.lexicon = lexicon
+        self.vectors: VectorIndex | None = None
+        """Those of an encoder, where there is one, of some of the episodes here and of no others."""
         self._clear()
 
     def _clear(self) -> None:
-        self.episodes: dict[bytes, int] = {}
-        """Id -> the first of its turns."""
         self.timeline = Timeline()
         self.turns = Turns()
         self.turns.extend(1)  # NOWHERE
@@ -93,11 +91,7 @@ class AgentIndex:
         self.terms = Terms()
         self.stems: list[int | str] = []
         """Of each term."""
-        self._loaded = np.zeros(0, np.int64)
-        self._loaded_ends: list[int] = [0]
-        """Postings of loaded turns, term after term; those of term ``n`` are between ``[n]`` and ``[n + 1]``."""
-        self._added: dict[int, array[int]] = {}
-        """Those of turns that were added since, by term."""
+        self.postings = Postings()
         self.speakers: dict[str, int] = {}
         """Number of each speaker; 0 is nobody in particular."""
         self.turns_of_speaker: list[int] = [0]
@@ -109,16 +103,17 @@ class AgentIndex:
 
     def __len__(self) -> int:
         """Episodes."""
-        return len(self.episodes)
+        return self.timeline.episodes
 
     def __contains__(self, id_bytes: bytes) -> bool:
-        return id_bytes in self.episodes
+        return bool(self.timeline.turns_of(id_bytes))
 
     @property
     def ram_bytes(self) -> int:
-        """About what it takes: the arrays, a posting for each entry, and the objects of Python around them."""
-        arrays = self.turns.ram_bytes + self.timeline.ram_bytes + self.forward.ram_bytes
-        return arrays + 9 * self.forward.size + 200 * len(self.stems) + 160 * len(self.episodes) + 16 * self.turns.size
+        """About what it takes: the arrays, and the objects of Python around them."""
+        arrays = self.turns.ram_bytes + self.timeline.ram_bytes + self.forward.ram_bytes + self.postings.ram_bytes
+        arrays += 0 if self.vectors is None else self.vectors.ram_bytes
+        return arrays + 200 * len(self.stems)
 
     @property
     def words_average(self) -> float:
@@ -130,34 +125,26 @@ class AgentIndex:
         term = self.numbers.get(stem)
         return 0 if term is None else int(self.terms.frequency[term])
 
-    def postings_of(self, term: int) -> bytes:
-        """The turns that hold a term, as 64-bit ``turn << 16 | counts``; removed ones too, until compaction."""
-        ends, added = self._loaded_ends, self._added.get(term)
-        loaded = self._loaded[ends[term] : ends[term + 1]].tobytes() if term + 1 < len(ends) else b""
-        return loaded if added is None else loaded + added.tobytes()
-
     def entries(self, turns: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.uint16]]:
-        """All terms of some turns: the position in ``turns``, the term, its counts."""
-        starts, sizes = self.turns.start[turns], self.turns.terms[turns].astype(np.int64)
+        """All terms of some turns, NOWHERE not among them: the position in ``turns``, the term, its counts."""
+        starts = self.turns.entries_end[turns - 1].astype(np.int64)
+        sizes = self.turns.entries_end[turns] - starts
         owners = np.repeat(np.arange(len(turns)), sizes)
         where = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(len(owners))
         return owners, self.forward.term[where], self.forward.counts[where]
 
     def turns_of(self, id_bytes: bytes) -> range:
-        """The turns of a known episode."""
-        first = stop = self.episodes[id_bytes]
-        ids = self.timeline.ids
-        while stop < len(ids) and ids[stop] == id_bytes:
-            stop += 1
-        return range(first, stop)
+        """The turns of an episode, one after another; none where it is not known."""
+        return self.timeline.turns_of(id_bytes)
+
+    def ids(self) -> Iterator[bytes]:
+        """All episodes, those first that came last."""
+        return self.timeline.ids()
 
     def add(self, id_bytes: bytes, row: Row) -> None:
         """Index an episode, in place of what was known of it."""
-        if id_bytes in self.episodes:
-            self.remove(id_bytes)
-        self.episodes[id_bytes] = self.timeline.append(
-            id_bytes, row.session, [self._speaker(turn.speaker) for turn in row.turns]
-        )
+        self.remove(id_bytes)
+        self.timeline.append(id_bytes, row.session, [self._speaker(turn.speaker) for turn in row.turns])
         kind = self._episode_type(row.episode_type)
         stem_of_word, time_words, turns = self.lexicon.stem_of_word, self.lexicon.time_words, self.turns
         for turn in row.turns:
@@ -165,7 +152,7 @@ class AgentIndex:
             rare_said = self.lexicon.stems_of(turn.rare_said.split()) if turn.rare_said else ()
             rare_asked = self.lexicon.stems_of(turn.rare_asked.split()) if turn.rare_asked else ()
             length = len(said) + len(asked) + len(rare_said) + len(rare_asked)
-            one = 1 << _COUNT_BITS if length <= COUNT_MAX else 1 << _LONG_COUNT_BITS
+            one = ONCE if length <= COUNT_MAX else 1 << _LONG_COUNT_BITS
             counts: dict[int | str, int] = {}
             for word in said:
                 stem = stem_of_word[word]
@@ -191,7 +178,7 @@ class AgentIndex:
 
     def _add_terms(self, number: int, counts: dict[int | str, int]) -> None:
         terms = []
-        known, added, turn = self.numbers, self._added, number << 16
+        known, add = self.numbers, self.postings.add
         for stem, each in counts.items():
             term = known.get(stem)
             if term is None:
@@ -199,46 +186,49 @@ class AgentIndex:
                 self.terms.stem[term] = stem if isinstance(stem, int) else RARE
                 self.stems.append(stem)
             terms.append(term)
-            postings = added.get(term)
-            if postings is None:
-                postings = added[term] = array("q")
-            postings.append(turn | each)
+            add(number, term, each)
         self.terms.frequency[terms] += 1
         start = self.forward.extend(len(terms))
-        self.turns.start[number] = start
-        self.turns.terms[number] = len(terms)
-        here = slice(start, start + len(terms))
+        self.turns.entries_end[number] = stop = start + len(terms)
+        here = slice(start, stop)
         self.forward.term[here] = terms
         self.forward.counts[here] = list(counts.values())
 
+    def put(self, id_bytes: bytes, row: Row | None) -> None:
+        """Index an episode as it is now, which may be gone."""
+        if row is None:
+            self.remove(id_bytes)
+        else:
+            self.add(id_bytes, row)
+
     def remove(self, id_bytes: bytes) -> bool:
         """Forget an episode; False where it is not known. What only it said is gone from RAM too."""
-        if id_bytes not in self.episodes:
-            return False
         turns = self.turns_of(id_bytes)
+        if not turns:
+            return False
+        if self.vectors is not None:
+            self.vectors.remove(id_bytes)
         for turn in turns:
-            start = int(self.turns.start[turn])
-            terms = self.forward.term[start : start + int(self.turns.terms[turn])]
+            terms = self.forward.term[self.turns.entries_end[turn - 1] : self.turns.entries_end[turn]]
             self.terms.frequency[terms] -= 1
             for term in terms[self.terms.frequency[terms] == 0].tolist():
                 del self.numbers[self.stems[term]]
                 self.stems[term] = ""
-                self._added.pop(term, None)
+                self.postings.drop(term)
             self._forget_speaker(int(self.timeline.speaker[turn]))
             self.live_words -= int(self.turns.length[turn])
         self.timeline.remove(turns)
-        del self.episodes[id_bytes]
         self.live_turns -= len(turns)
         if self.turns.size - 1 - self.live_turns > max(self.live_turns, COMPACT_LEAST):
             self._compact()
         return True
 
     def load(self, rows: Iterable[tuple[bytes, Row]]) -> None:
-        """Index many episodes at once, several times as fast as one by one; the index must be empty.
+        """Index episodes in the order of their ids, several times as fast as one by one; the index must be empty.
 
         Rows are taken as they come and not kept.
         """
-        assert not self.episodes
+        assert not len(self)
         ids: list[bytes] = []
         sessions: list[str | None] = []
         kinds: list[int] = []
@@ -281,7 +271,7 @@ class AgentIndex:
         self._fill(
             ids=ids,
             sessions=sessions,
-            first_turns=np.cumsum(in_row) - in_row + 1,
+            turns_in=in_row,
             speakers=speakers,
             length=np.bincount(of_turn, minlength=len(said)),
             time_words=np.minimum(time_words, TIME_WORDS_MAX),
@@ -323,7 +313,7 @@ class AgentIndex:
         *,
         ids: list[bytes],
         sessions: list[str | None],
-        first_turns: NDArray[np.int64],
+        turns_in: NDArray[np.int64],
         speakers: list[str | None],
         length: NDArray[np.int64],
         time_words: NDArray[np.int64],
@@ -344,8 +334,7 @@ class AgentIndex:
         self.turns.extend(number_of_turns)
         here = slice(first, first + number_of_turns)
         self.timeline.speaker[here] = [self._speaker(name) for name in speakers]
-        self.timeline.load(ids, sessions, first_turns)
-        self.episodes = dict(zip(ids, first_turns.tolist(), strict=True))
+        self.timeline.load(ids, sessions, turns_in)
         used = np.flatnonzero(np.bincount(entry_term, minlength=len(stems)))
         new_number = np.zeros(len(stems), np.int32)
         new_number[used] = np.arange(len(used))
@@ -355,27 +344,23 @@ class AgentIndex:
         self.turns.time_words[here] = time_words
         self.turns.episode_type[here] = episode_type
         self.turns.memory_type[here] = memory_type
-        terms_of_turn = np.bincount(entry_turn, minlength=number_of_turns)
-        self.turns.terms[here] = terms_of_turn
-        self.turns.start[here] = np.cumsum(terms_of_turn) - terms_of_turn
+        self.turns.entries_end[here] = np.cumsum(np.bincount(entry_turn, minlength=number_of_turns))
         self.forward.extend(len(entry_term))
         self.forward.term[: len(entry_term)] = term = new_number[entry_term]
         self.forward.counts[: len(entry_term)] = counts
-        by_term = np.argsort(term, kind="stable")
-        self._loaded = ((entry_turn + first) << 16 | counts)[by_term]
+        self.postings.load(entry_turn + first, term, counts, len(used))
         frequency = np.bincount(term, minlength=len(used))
         self.terms.extend(len(used))
         self.terms.frequency[: len(used)] = frequency
         self.terms.stem[: len(used)] = [stem if isinstance(stem, int) else RARE for stem in self.stems]
-        self._loaded_ends = [0, *np.cumsum(frequency).tolist()]
         self.live_turns = number_of_turns
         self.live_words = int(length.sum())
 
     def _compact(self) -> None:
         """Make the index of itself anew, without what was removed."""
-        turns, timeline, forward, stems = self.turns, self.timeline, self.forward, self.stems
+        turns, timeline, stems = self.turns, self.timeline, self.stems
         names: dict[int, str | None] = {number: name for name, number in self.speakers.items()}
-        ids, kinds = list(self.episodes), self.episode_types
+        ids, kinds = sorted(self.ids()), self.episode_types
         if not ids:
             self._clear()
             return
@@ -383,25 +368,22 @@ class AgentIndex:
         sessions = [timeline.name_of_session(each[0]) for each in in_episode]
         kept = np.array([turn for each in in_episode for turn in each], np.int64)
         sizes = np.array([len(each) for each in in_episode])
-        terms = turns.terms[kept].astype(np.int64)
-        # Where the entries of each kept turn begin now, less where they will: what to add to 0, 1, 2, ...
-        moved = np.repeat(turns.start[kept] - (np.cumsum(terms) - terms), terms)
-        entries = moved + np.arange(len(moved))
+        entry_turn, entry_term, counts = self.entries(kept)
         self._clear()
         self.episode_types = kinds
         self._fill(
             ids=ids,
             sessions=sessions,
-            first_turns=np.cumsum(sizes) - sizes + 1,
+            turns_in=sizes,
             speakers=[names.get(number) for number in timeline.speaker[kept].tolist()],
             length=turns.length[kept].astype(np.int64),
             time_words=turns.time_words[kept].astype(np.int64),
             episode_type=turns.episode_type[kept].astype(np.int64),
             memory_type=turns.memory_type[kept].astype(np.int64),
-            entry_turn=np.repeat(np.arange(len(kept)), terms),
-            entry_term=forward.term[entries].astype(np.int64),
+            entry_turn=entry_turn,
+            entry_term=entry_term.astype(np.int64),
             stems=stems,
-            counts=forward.counts[entries].astype(np.int64),
+            counts=counts.astype(np.int64),
         )
 
     def _episode_type(self, kind: int | str) -> int:
@@ -436,4 +418,4 @@ class AgentIndex:
 
 def _bounded(counts: int) -> int:
     asked = counts & (1 << _LONG_COUNT_BITS) - 1
-    return min(counts >> _LONG_COUNT_BITS, COUNT_MAX) << _COUNT_BITS | min(asked, COUNT_MAX)
+    return min(counts >> _LONG_COUNT_BITS, COUNT_MAX) << 8 | min(asked, COUNT_MAX)

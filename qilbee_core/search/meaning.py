@@ -55,7 +55,7 @@ class Meaning:
         index = self._index
         size = index.turns.size
         forward = index.forward
-        owners = np.repeat(np.arange(size), index.turns.terms[:size])
+        owners = np.repeat(np.arange(size), np.diff(index.turns.entries_end[:size], prepend=np.uint32(0)))
         return self._nearness(owners, forward.term[: forward.size], forward.counts[: forward.size], size)
 
     def _nearness(

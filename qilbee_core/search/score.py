@@ -24,16 +24,18 @@ of a turn, since in a chat a word said twice means little and length means less.
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qilbee_core.search.columns import maximum_at, reached_by, scratch
 from qilbee_core.search.index import TIME_WORDS_MAX, AgentIndex
 from qilbee_core.search.question import DAY_US, Question
 from qilbee_core.search.timeline import NOWHERE
 
-__all__ = ["MEANING", "Filter", "Scores"]
+__all__ = ["EVERYTHING", "MEANING", "Filter", "Scores"]
 
 ASKED = 0.6
 BEFORE = 0.25
@@ -47,11 +49,13 @@ DATE = 1.0
 SPEAKER, SPEAKER_FACTOR = 0.05, 0.5
 SPEAKER_TIME_FACTOR = 0.07
 WHEN_TIME_FACTOR = 0.15
+_ROUNDED = 1.0 - 1e-4
+"""What is left of a sum, at least, when its parts are added in another order."""
 ASKED_DISCOUNT = 0.4
 """How much less a word counts that is only asked."""
 
-_COUNTS = np.arange(1 << 16)
-_SAID = ((_COUNTS >> 8) - ASKED_DISCOUNT * (_COUNTS & 0xFF)).astype(np.float32)
+_COUNTS = np.arange(1 << 16).astype(np.float32)
+_SAID = (_COUNTS // 256 - ASKED_DISCOUNT * (_COUNTS % 256)).astype(np.float32)
 """By the counts of a term in a turn: how often it counts as said."""
 
 
@@ -63,9 +67,11 @@ class Filter(NamedTuple):
     start_us: int | None = None
     end_us: int | None = None
 
-    def mask(self, index: AgentIndex) -> NDArray[np.bool_]:
-        """For each turn whether it may be found; never for removed ones."""
+    def mask(self, index: AgentIndex) -> NDArray[np.bool_] | None:
+        """For each turn whether it may be found, never for removed ones; None where all may."""
         turns, timeline, size = index.turns, index.timeline, index.turns.size
+        if self == EVERYTHING and index.live_turns == size - 1:
+            return None
         mask: NDArray[np.bool_] = timeline.session[:size] != NOWHERE
         if self.episode_type is not None:
             mask &= turns.episode_type[:size] == index.episode_types.get(self.episode_type, -1)
@@ -78,75 +84,148 @@ class Filter(NamedTuple):
         return mask
 
 
+EVERYTHING = Filter()
+
+
 class Scores:
-    """The parts of all turns' scores for one question: what all turns have at once, the rest for those asked for."""
+    """The parts of all turns' scores for one question.
+
+    The *common* parts are cheap enough to ask of many turns, the *rest* is worth something only where they are.
+    """
 
     def __init__(self, index: AgentIndex, question: Question) -> None:
         self._index = index
         self._question = question
-        size = index.turns.size
+        self._size = size = index.turns.size
         average = index.words_average or 1.0
         long = average / (average + 40.0)
         self._k1, b = 0.7 + 0.9 * long, 0.2 + 0.4 * long
-        length = index.turns.length[:size].astype(np.float32)
-        self._saturation = length * np.float32(self._k1 * b / average) + np.float32(self._k1 * (1.0 - b))
-        """Of each turn: the count at which a word is worth (k1 + 1) / 2."""
-        self._own = np.zeros(size, np.float32)
-        self._plain = np.zeros(size, np.float32)
-        """``own`` without names."""
+        self._per_word, self._at_least = np.float32(self._k1 * b / average), np.float32(self._k1 * (1.0 - b))
+        self._once = self._saturation(slice(0, size))
+        """What a term is worth in a turn that says it once, as a part of its weight; 0 in a removed one."""
+        self._once += np.float32(1.0)
+        np.divide(np.float32(self._k1 + 1.0), self._once, out=self._once)
+        if index.live_turns < size - 1:
+            self._once[index.timeline.session[:size] == NOWHERE] = 0.0
+        self._is_plain = np.array([not term.is_name for term in question.terms], np.bool_)
+        self._lines = scratch(len(question.terms), size)
+        """For each term of the question and each turn what it is worth there, as a part of ``_once``."""
         self._asked = np.zeros(size, np.float32)
         self._match()
-        self._session_best = np.zeros(index.timeline.sessions, np.float32)
-        # By runs of turns first: those of a session mostly came one after the other.
-        session = index.timeline.session[:size]
-        first = np.flatnonzero(np.diff(session, prepend=-1))
-        _maximum_at(self._session_best, session[first], np.maximum.reduceat(self._own, first))
-        self._session_best[NOWHERE] = 0.0
+        self._plain = np.zeros(size, np.float32)
+        """``own`` without names."""
+        names = np.zeros(0, np.float32)
+        for line, term in zip(self._lines, question.terms, strict=True):
+            if not term.is_name:
+                self._plain += line
+            elif len(names):
+                names += line
+            else:
+                names = line.copy()
+        self._plain *= self._once
+        self._own = self._plain
+        if len(names):
+            names *= self._once
+            names += self._plain
+            self._own = names
+        self._session_best = index.timeline.best_of_sessions(self._own)
+
+    def _saturation(self, turns: NDArray[np.int64] | slice) -> NDArray[np.float32]:
+        """Of each turn the count at which a word is worth (k1 + 1) / 2."""
+        saturation: NDArray[np.float32] = self._index.turns.length[turns].astype(np.float32)
+        saturation *= self._per_word
+        saturation += self._at_least
+        return saturation
 
     def _match(self) -> None:
-        """Add up, over the terms of the question, the best that any of the terms it finds is worth in a turn."""
-        names = np.zeros_like(self._own)
-        best = np.zeros_like(self._own)
-        for term in self._question.terms:
-            total = names if term.is_name else self._plain
-            found = [self._index.postings_of(number) for number, _ in term.finds]
-            sizes = [len(each) // 8 for each in found]
-            packed = np.frombuffer(b"".join(found), np.int64)
-            turns, counts = packed >> 16, packed & 0xFFFF
-            weight = np.repeat(np.array([weight for _, weight in term.finds], np.float32), sizes)
-            saturation = self._saturation[turns]
-            worth = weight * self._gain(_SAID[counts], saturation)
-            if len(found) == 1:
-                total[turns] += worth
-            else:
-                stop = 0
-                for size in sizes:
-                    start, stop = stop, stop + size
-                    here = turns[start:stop]
-                    best[here] = np.maximum(best[here], worth[start:stop])
-                _move(best, turns, total)
-            if not term.is_name:
-                (asked,) = np.nonzero(counts & 0xFF != 0)
-                turns = turns[asked]
-                gain = self._gain((counts[asked] & 0xFF).astype(np.float32), saturation[asked])
-                _maximum_at(best, turns, weight[asked] * gain)
-                _move(best, turns, self._asked)
-        np.add(self._plain, names, out=self._own)
+        """Find, for each term of the question and each turn, the best that any of the terms it finds is worth there."""
+        postings, terms = self._index.postings, self._question.terms
+        # Of each the greatest weight last, which is then what stands there.
+        finds = sorted((row, weight, number) for row, term in enumerate(terms) for number, weight in term.finds)
+        numbers = [number for _, _, number in finds]
+        for (row, weight, _), turns in zip(finds, postings.once(numbers), strict=True):
+            self._lines[row][turns] = weight
+        rows = np.array([row for row, _, _ in finds], np.int64)
+        weights = np.array([weight for _, weight, _ in finds], np.float32)
+        turns, counts, sizes = postings.often(numbers)
+        worth = np.repeat(weights, sizes) * self._relative(_COUNTS[counts >> 8], turns)
+        maximum_at(self._lines.reshape(-1), np.repeat(rows * self._size, sizes) + turns, worth)
+        turns, counts, sizes = postings.asked(numbers)
+        weight = np.repeat(weights, sizes)
+        worth = weight * self._relative(_SAID[counts], turns)
+        maximum_at(self._lines.reshape(-1), np.repeat(rows * self._size, sizes) + turns, worth)
+        worth = weight * self._relative(_COUNTS[counts & 0xFF], turns)
+        best = np.zeros(self._size, np.float32)
+        ends = np.cumsum([0, *sizes])[np.searchsorted(rows, np.arange(len(terms) + 1))].tolist()
+        for row, term in enumerate(terms):
+            if not term.is_name and ends[row] < ends[row + 1]:
+                here = turns[ends[row] : ends[row + 1]]
+                maximum_at(best, here, worth[ends[row] : ends[row + 1]])
+                # One that is there twice is added to once: both assign the same sum.
+                self._asked[here] += best[here]
+                best[here] = 0.0
+        self._asked *= self._once
 
-    def _gain(self, count: NDArray[np.float32], saturation: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What a term is worth in a turn, as a part of its weight."""
-        return np.float32(self._k1 + 1.0) * count / (count + saturation)
+    def _relative(self, count: NDArray[np.float32], turns: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What a term is worth in turns that say it so often, as a part of what it is where they say it once."""
+        saturation = self._saturation(turns)
+        worth = saturation + np.float32(1.0)
+        worth *= count
+        saturation += count
+        worth /= saturation
+        return worth
 
-    def common(self, turns: NDArray[np.int64] | slice) -> dict[str, NDArray[np.float32]]:
+    def promising(self, count: int, mask: NDArray[np.bool_] | None) -> NDArray[np.intp]:
+        """Some of the turns under ``mask``, among them the ``count`` best by :meth:`rough`: of many a small part."""
+        index, question = self._index, self._question
+        timeline = index.timeline
+        before = ASKED * self._asked
+        before += BEFORE * self._plain
+        sure = timeline.of_others(before, AFTER * self._plain)
+        sure += self._own
+        sure += SESSION * timeline.of_sessions(self._session_best)
+        if question.days:
+            sure += DATE * self._fit(timeline.event_us[: self._size])
+        if question.speaker:
+            speaks = (timeline.speaker[: self._size] == question.speaker).astype(np.float32)
+            sure += SPEAKER * speaks
+            speaks *= SPEAKER_FACTOR
+            speaks += np.float32(1.0)
+            sure *= speaks
+        if mask is not None:
+            sure *= mask
+        # This is all but for words of time, which make it more, and by so much at most:
+        factor = prod(float(each[-1] / each[0]) for each in self._factors().values())
+        reached = reached_by(sure, count)
+        if reached <= 0.0:
+            return np.flatnonzero(sure)
+        if factor > 1.0:
+            scores = self.rough(np.flatnonzero(sure >= reached))
+            reached = float(np.partition(scores, -count)[-count])
+        return np.flatnonzero(sure >= reached * _ROUNDED / factor)
+
+    def rough(self, turns: NDArray[np.intp]) -> NDArray[np.float32]:
+        """The score of some turns by the common parts alone."""
+        return sum(self.common(turns).values(), np.zeros(len(turns), np.float32)) * self.factor(turns)
+
+    def factor(self, turns: NDArray[np.intp]) -> NDArray[np.float32]:
+        """The product of the factors."""
+        factor = np.ones(len(turns), np.float32)
+        for each in self.factors(turns).values():
+            factor *= each
+        return factor
+
+    def common(self, turns: NDArray[np.intp]) -> dict[str, NDArray[np.float32]]:
         """The parts that are cheap enough to ask of every turn."""
         timeline, question = self._index.timeline, self._question
-        before, after = timeline.before_other[turns], timeline.after_other[turns]
+        before = timeline.before_other[turns].astype(np.intp)
+        after = timeline.after_other[turns].astype(np.intp)
         parts = {
             "own": self._own[turns],
             "asked": ASKED * self._asked[before],
             "before": BEFORE * self._plain[before],
             "after": AFTER * self._plain[after],
-            "session": SESSION * self._session_best[timeline.session[turns]],
+            "session": SESSION * self._session_best[timeline.session[turns].astype(np.intp)],
         }
         if question.days:
             parts["date"] = DATE * self._fit(timeline.event_us[turns])
@@ -154,11 +233,11 @@ class Scores:
             parts["speaker"] = np.float32(SPEAKER) * (timeline.speaker[turns] == question.speaker)
         return parts
 
-    def rest(self, turns: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+    def rest(self, turns: NDArray[np.intp]) -> dict[str, NDArray[np.float32]]:
         """The other parts, but for ``meaning``: worth something only where the common ones are."""
         timeline = self._index.timeline
-        before, after = timeline.before[turns], timeline.after[turns]
-        two_before, two_after = timeline.before[before], timeline.after[after]
+        before, after = timeline.before[turns].astype(np.intp), timeline.after[turns].astype(np.intp)
+        two_before, two_after = timeline.before[before].astype(np.intp), timeline.after[after].astype(np.intp)
         speaker = timeline.speaker[turns]
         return {
             "before_own": BEFORE_OWN * self._plain[two_before] * (timeline.speaker[two_before] == speaker),
@@ -174,65 +253,32 @@ class Scores:
             np.maximum(fit, np.float32(weight), out=fit, where=within)
         return fit
 
-    def _around(self, turns: NDArray[np.int64], *neighbours: NDArray[np.int32]) -> NDArray[np.float32]:
+    def _around(self, turns: NDArray[np.intp], *neighbours: NDArray[np.intp]) -> NDArray[np.float32]:
         """Over the terms but names, how much better the best of the neighbours matches than the turn."""
-        both = np.concatenate([turns, *neighbours])
-        matches = self._matches(both).reshape(1 + len(neighbours), len(turns), -1)
-        more: NDArray[np.float32] = np.maximum(matches.max(axis=0) - matches[0], 0.0).sum(axis=1)
-        return more
+        all_turns = np.concatenate([turns, *neighbours])
+        matches = (self._lines[:, all_turns] * self._once[all_turns]).reshape(
+            len(self._lines), 1 + len(neighbours), len(turns)
+        )
+        more = matches.max(axis=1) - matches[:, 0]
+        more[~self._is_plain] = 0.0
+        # Row by row, in the order of the question.
+        return sum(more, np.zeros(len(turns), np.float32))
 
-    def _matches(self, turns: NDArray[np.int64]) -> NDArray[np.float32]:
-        """For some turns (rows) what each term of the question but names is worth there (columns)."""
-        index = self._index
-        terms = [term for term in self._question.terms if not term.is_name]
-        matches = np.zeros((len(turns), len(terms)), np.float32)
-        weights: dict[int, NDArray[np.float32]] = {}
-        for column, term in enumerate(terms):
-            for number, weight in term.finds:
-                weights.setdefault(number, np.zeros(len(terms), np.float32))[column] = weight
-        if not weights:
-            return matches
-        owners, found, counts = index.entries(turns)
-        row_of_term = np.full(index.terms.size, -1, np.int32)
-        row_of_term[list(weights)] = np.arange(len(weights))
-        rows = row_of_term[found]
-        (wanted,) = np.nonzero(rows >= 0)
-        if len(wanted):
-            owners = owners[wanted]
-            gain = self._gain(_SAID[counts[wanted]], self._saturation[turns[owners]])
-            worth = np.array(list(weights.values()))[rows[wanted]] * gain[:, None]
-            first = np.flatnonzero(np.diff(owners, prepend=-1))
-            matches[owners[first]] = np.maximum.reduceat(worth, first, axis=0)
-        return matches
-
-    def factors(self, turns: NDArray[np.int64] | slice) -> dict[str, NDArray[np.float32]]:
+    def factors(self, turns: NDArray[np.intp]) -> dict[str, NDArray[np.float32]]:
         """What the sum of the parts is multiplied by, where that is not 1 for all."""
-        question, time_words = self._question, self._index.turns.time_words[turns]
-        factors = {}
-        time = np.ones(TIME_WORDS_MAX + 1, np.float32)
+        time_words = self._index.turns.time_words[turns]
+        found = {name: factor[time_words] for name, factor in self._factors().items()}
+        if "speaker" in found:
+            speaks = self._index.timeline.speaker[turns] == self._question.speaker
+            found["speaker"] = np.where(speaks, found["speaker"], np.float32(1.0))
+        return found
+
+    def _factors(self) -> dict[str, NDArray[np.float32]]:
+        """The factors by the number of words of time."""
         words = np.arange(TIME_WORDS_MAX + 1, dtype=np.float32)
-        if question.asks_when:
-            time += WHEN_TIME_FACTOR * words
-            factors["time"] = time[time_words]
-        if question.speaker:
-            speaks = self._index.timeline.speaker[turns] == question.speaker
-            of_speaker = (1.0 + SPEAKER_FACTOR) * (1.0 + SPEAKER_TIME_FACTOR * words)
-            factors["speaker"] = np.where(speaks, of_speaker[time_words], np.float32(1.0))
-        return factors
-
-
-def _move(best: NDArray[np.float32], turns: NDArray[np.int64], total: NDArray[np.float32]) -> None:
-    """Add to each of the turns its best, which is 0 then."""
-    # One that is there twice is added to once: both assign the same sum.
-    total[turns] += best[turns]
-    best[turns] = 0.0
-
-
-def _maximum_at(target: NDArray[np.float32], where: NDArray[np.signedinteger], values: NDArray[np.float32]) -> None:
-    """The same as np.maximum.at, several times as fast: any of several values is written, until none is greater."""
-    values = values.astype(np.float32, copy=False)  # a wider one would be greater than itself for ever
-    values = values.astype(target.dtype, copy=False)  # what is rounded down would stay greater for ever
-    while len(where):
-        greater = values > target[where]
-        where, values = where[greater], values[greater]
-        target[where] = values
+        found = {}
+        if self._question.asks_when:
+            found["time"] = 1.0 + WHEN_TIME_FACTOR * words
+        if self._question.speaker:
+            found["speaker"] = (1.0 + SPEAKER_FACTOR) * (1.0 + SPEAKER_TIME_FACTOR * words)
+        return found

@@ -7,7 +7,6 @@ with their scores; equal scores are ordered by recency. A conversation counts by
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -16,20 +15,21 @@ from numpy.typing import NDArray
 from qilbee_core.errors import InvalidError, NotFoundError, shown
 from qilbee_core.ids import format_id, now_us
 from qilbee_core.limits import check_limit
+from qilbee_core.search.columns import reached_by
 from qilbee_core.search.index import AgentIndex
 from qilbee_core.search.meaning import Meaning
+from qilbee_core.search.nearest import Nearness
 from qilbee_core.search.question import idf, question_of
-from qilbee_core.search.score import MEANING, Filter, Scores
+from qilbee_core.search.score import EVERYTHING, MEANING, Filter, Scores
 
-__all__ = ["SEMANTIC_WEIGHT", "Hit", "Nearness", "hybrid", "keyword", "semantic", "similar"]
+__all__ = ["ENCODER_WEIGHT", "SEMANTIC_WEIGHT", "Hit", "hybrid", "keyword", "semantic", "similar", "words_of"]
 
 SEMANTIC_WEIGHT = MEANING / (1.0 + MEANING)
 """The share of meaning in a hybrid score where the caller gives none."""
+ENCODER_WEIGHT = 0.31
+"""The same where an encoder knows the meaning; from 0.23 to 0.47 it hardly matters."""
 CANDIDATES_MIN = 200
 """Turns that are scored in full; the best by the common parts."""
-EVERYTHING = Filter()
-_BLOCK = 64
-_LEAST = np.finfo(np.float64).min
 
 
 class Hit(Struct, frozen=True):
@@ -48,18 +48,6 @@ class Hit(Struct, frozen=True):
     def keyword_score(self) -> float:
         """What everything else contributes."""
         return self.score - self.semantic_score
-
-
-class Nearness(Protocol):
-    """How near turns are in meaning to what is asked; -1..1 or about it."""
-
-    def of_turns(self, turns: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Of some turns."""
-        ...
-
-    def of_all(self) -> NDArray[np.float64]:
-        """Of every turn."""
-        ...
 
 
 def keyword(
@@ -89,12 +77,12 @@ def hybrid(
     min_score: float | None = None,
     at_us: int | None = None,
 ) -> list[Hit]:
-    """By keywords and meaning. ``semantic_weight`` is the share of meaning, 0 to 1; SEMANTIC_WEIGHT if not given.
+    """By keywords and meaning. ``semantic_weight`` is the share of meaning, 0 to 1.
 
     ``nearness`` is that of an encoder; else the static table serves.
     """
     if semantic_weight is None:
-        semantic_weight = SEMANTIC_WEIGHT
+        semantic_weight = SEMANTIC_WEIGHT if nearness is None else ENCODER_WEIGHT
     elif (
         isinstance(semantic_weight, bool)
         or not isinstance(semantic_weight, int | float)
@@ -133,26 +121,31 @@ def similar(
     check_limit(limit)
     if id_bytes not in index:
         raise NotFoundError(f"episode {format_id(id_bytes)} is not in the index", remedy="use the id of a stored one")
-    turns = np.array(index.turns_of(id_bytes))
-    if nearness is None:
-        weights: dict[int | str, float] = {}
-        _, terms, counts = index.entries(turns)
-        for term, count in zip(terms.tolist(), (counts >> 8).tolist(), strict=True):
-            stem = index.stems[term]
-            weights[stem] = weights.get(stem, 0.0) + count * idf(index.live_turns, index.frequency_of(stem))
-        nearness = Meaning(index, weights)
     mask = where.mask(index)
-    mask[turns] = False
-    return _nearest(index, nearness, limit, mask, min_score)
+    if mask is None:
+        mask = np.ones(index.turns.size, np.bool_)
+    mask[np.array(index.turns_of(id_bytes))] = False
+    return _nearest(index, nearness or words_of(index, id_bytes), limit, mask, min_score)
+
+
+def words_of(index: AgentIndex, id_bytes: bytes) -> Meaning:
+    """What an episode means by its words."""
+    weights: dict[int | str, float] = {}
+    _, terms, counts = index.entries(np.array(index.turns_of(id_bytes)))
+    for term, count in zip(terms.tolist(), (counts >> 8).tolist(), strict=True):
+        stem = index.stems[term]
+        weights[stem] = weights.get(stem, 0.0) + count * idf(index.live_turns, index.frequency_of(stem))
+    return Meaning(index, weights)
 
 
 def _nearest(
-    index: AgentIndex, nearness: Nearness, limit: int, mask: NDArray[np.bool_], min_score: float | None
+    index: AgentIndex, nearness: Nearness, limit: int, mask: NDArray[np.bool_] | None, min_score: float | None
 ) -> list[Hit]:
     near = nearness.of_all()
-    mask &= near > 0
-    turns = _best(index, near, mask, _candidates(limit))
-    return _hits(index, turns, near[turns], {"meaning": near[turns]}, limit, min_score)
+    turns = np.flatnonzero(near > 0 if mask is None else mask & (near > 0))
+    near = near[turns]
+    best = _best(index, turns, near, _candidates(limit))
+    return _hits(index, turns[best], near[best], {"meaning": near[best]}, limit, min_score)
 
 
 def _ranked(
@@ -173,17 +166,17 @@ def _ranked(
     # Scaled so that keywords count in full at the usual share of meaning, and where there is none.
     scale = 1 / (1 - min(semantic_weight, SEMANTIC_WEIGHT))
     words, meaning = (1 - semantic_weight) * scale, semantic_weight * scale
-    everywhere = slice(0, index.turns.size)
-    rough = words * sum(scores.common(everywhere).values(), np.zeros(index.turns.size, np.float32))
     mask = where.mask(index)
+    turns = scores.promising(_candidates(limit), mask)
+    rough = words * scores.rough(turns)
     # The table's view of every turn is asked for where it counts much, or where words alone find too little.
     if nearness is not None and (
-        meaning > MEANING or not isinstance(nearness, Meaning) or np.count_nonzero(mask & (rough > 0)) < limit
+        meaning > MEANING or not isinstance(nearness, Meaning) or np.count_nonzero(rough) < limit
     ):
-        rough = rough + meaning * nearness.of_all()
-    for factor in scores.factors(everywhere).values():
-        rough = rough * factor
-    turns = _best(index, rough, mask & (rough > 0), _candidates(limit))
+        turns = np.arange(index.turns.size) if mask is None else np.flatnonzero(mask)
+        rough = words * scores.rough(turns) + meaning * nearness.of_all()[turns] * scores.factor(turns)
+    found = np.flatnonzero(rough > 0)
+    turns = turns[found][_best(index, turns[found], rough[found], _candidates(limit))]
     if not len(turns):
         return []
     parts = {
@@ -204,29 +197,22 @@ def _candidates(limit: int) -> int:
     return max(CANDIDATES_MIN, 2 * limit)
 
 
-def _best(index: AgentIndex, values: NDArray[np.floating], mask: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
-    """The turns of the ``count`` greatest values under ``mask``; of equal ones the newest."""
-    values = np.where(mask, values, -np.inf)
-    # At least ``count`` values are as great as the ``count`` greatest of all blocks' greatest.
-    blocks = len(values) // _BLOCK
-    if blocks > count:
-        greatest = values[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
-        (turns,) = np.nonzero(values >= max(np.partition(greatest, -count)[-count], _LEAST))
-    else:
-        (turns,) = np.nonzero(mask)
-    if len(turns) <= count:
-        return turns
-    values = values[turns]
+def _best(index: AgentIndex, turns: NDArray[np.intp], values: NDArray[np.floating], count: int) -> NDArray[np.intp]:
+    """The positions of the ``count`` greatest values of some turns; of equal ones the newest."""
+    reached = reached_by(values, count)
+    (at,) = np.nonzero(values >= reached)
+    if len(at) <= count:
+        return at
+    values = values[at]
     least = np.partition(values, -count)[-count]
-    sure, ties = turns[values > least], turns[values == least]
+    sure, ties = at[values > least], at[values == least]
     missing = count - len(sure)
     if len(ties) > missing:
-        event_us = index.timeline.event_us[ties]
+        event_us = index.timeline.event_us[turns[ties]]
         oldest = np.partition(event_us, -missing)[-missing]
         certain, ties = ties[event_us > oldest], ties[event_us == oldest]
-        ids = index.timeline.ids
-        newest = sorted(ties.tolist(), key=lambda turn: (ids[turn], -turn), reverse=True)[: missing - len(certain)]
-        ties = np.concatenate([certain, np.array(newest, np.int64)])
+        newest = np.lexsort((-turns[ties], *index.timeline.halves_of(turns[ties])))[::-1]
+        ties = np.concatenate([certain, ties[newest[: missing - len(certain)]]])
     return np.concatenate([sure, ties])
 
 
@@ -238,10 +224,10 @@ def _hits(
     limit: int,
     min_score: float | None,
 ) -> list[Hit]:
-    ids = [index.timeline.ids[turn] for turn in turns.tolist()]
-    ranked = sorted(zip(score.tolist(), ids, (-turns).tolist(), range(len(ids)), strict=True), reverse=True)
+    ranked = np.lexsort((-turns, *index.timeline.halves_of(turns), score))[::-1]
     hits: dict[bytes, Hit] = {}
-    for value, id_bytes, _, at in ranked:
+    for at, id_bytes in zip(ranked.tolist(), index.timeline.ids_of(turns[ranked]), strict=True):
+        value = float(score[at])
         if len(hits) == limit or (min_score is not None and value < min_score):
             break
         if id_bytes not in hits:

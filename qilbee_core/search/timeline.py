@@ -8,19 +8,24 @@ than plain BM25. Order is that of the ids: by event time, then by creation.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
+from collections.abc import Iterator
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from qilbee_core.ids import event_us_of
-from qilbee_core.search.columns import Columns
+from qilbee_core.search.columns import Columns, maximum_at
 
 __all__ = ["NOWHERE", "SESSION_GAP_US", "Timeline"]
 
 SESSION_GAP_US = 6 * 3600 * 1_000_000
 _FIRST_US = event_us_of(bytes(16))
+_IDS_AT_ONCE = 1024
+_NEVER_US = np.iinfo(np.int64).min
 NOWHERE = 0
 """The turn that is none: before the first of a session, after its last, and what a deleted one becomes."""
 
@@ -33,13 +38,14 @@ def event_us_of_halves(high: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 
 class Timeline(Columns):
-    """For each turn its session, speaker, and the turns next to it within the session.
+    """For each turn its episode, session, speaker, and the turns next to it within the session.
 
     ``before_other`` and ``after_other`` are ``before`` and ``after`` where another one speaks there, or it is not
     known who.
     """
 
     dtypes: ClassVar[dict[str, DTypeLike]] = {
+        "id": "V16",
         "event_us": np.int64,
         "speaker": np.int32,
         "session": np.int32,
@@ -48,6 +54,7 @@ class Timeline(Columns):
         "before_other": np.int32,
         "after_other": np.int32,
     }
+    id: NDArray[np.void]
     event_us: NDArray[np.int64]
     speaker: NDArray[np.int32]
     session: NDArray[np.int32]
@@ -58,33 +65,81 @@ class Timeline(Columns):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ids: list[bytes] = [b""]
-        """The episode of each turn."""
+        self.episodes = 0
         self.sessions = 1
         """Numbers of sessions that were given out; 0 is that of NOWHERE."""
         self._names: dict[int, str] = {}
         """Number of a session -> its ``session_id``."""
-        self._chains: dict[str | None, list[int]] = {}
+        self._chains: dict[str | None, array[int]] = {}
         """``session_id`` -> its turns in order; None -> those of all episodes without one."""
+        self._loaded = range(1, 1)
+        """Turns in the order of their ids, so that those of an episode are found without a table."""
+        self._added: dict[bytes, int] = {}
+        """Id of each other episode -> the first of its turns."""
         self.extend(1)
+        self.event_us[NOWHERE] = _NEVER_US
+
+    def id_of(self, turn: int) -> bytes:
+        """The episode of a turn, even after it was removed; of NOWHERE zeros."""
+        id_bytes: bytes = self.id[turn].tobytes()
+        return id_bytes
+
+    def ids_of(self, turns: NDArray[np.signedinteger]) -> list[bytes]:
+        """The episode of each of some turns."""
+        joined = self.id[turns].tobytes()
+        return [joined[at : at + 16] for at in range(0, len(joined), 16)]
+
+    def halves_of(self, turns: NDArray[np.intp]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """The ids of some turns as two numbers, the low one first, as ``np.lexsort`` wants them."""
+        halves = np.frombuffer(self.id[turns].tobytes(), ">u8").reshape(-1, 2).astype(np.uint64)
+        return halves[:, 1], halves[:, 0]
+
+    def turns_of(self, id_bytes: bytes) -> range:
+        """The turns of an episode, one after another; none where it is not known."""
+        first = self._added.get(id_bytes, NOWHERE)
+        if first == NOWHERE and self._loaded and id_bytes <= self.id_of(self._loaded[-1]):
+            first = self._loaded[bisect_left(self._loaded, id_bytes, key=self.id_of)]
+            if self.session[first] == NOWHERE or self.id_of(first) != id_bytes:
+                first = NOWHERE
+        if first == NOWHERE:
+            return range(0)
+        stop = first + 1
+        while stop < self.size and self.id_of(stop) == id_bytes:
+            stop += 1
+        return range(first, stop)
+
+    def ids(self) -> Iterator[bytes]:
+        """All episodes, those first that came last."""
+        after = b""
+        for stop in range(self.size, 0, -_IDS_AT_ONCE):
+            start = max(0, stop - _IDS_AT_ONCE)
+            for id_bytes in reversed(self.ids_of(start + np.flatnonzero(self.session[start:stop]))):
+                if id_bytes != after:  # the turns of one stand together
+                    yield id_bytes
+                after = id_bytes
 
     def append(self, id_bytes: bytes, session: str | None, speakers: list[int]) -> int:
-        """Put the turns of an episode in their place; returns the first of their consecutive numbers."""
+        """Put the turns of a new episode in their place; returns the first of their consecutive numbers."""
         first = self.extend(len(speakers))
         turns = range(first, self.size)
-        self.ids += [id_bytes] * len(speakers)
+        self.episodes += 1
+        self._changed()
+        self._added[id_bytes] = first
+        self.id[first : self.size] = np.void(id_bytes)
         self.event_us[first : self.size] = event_us_of(id_bytes)
         self.speaker[first : self.size] = speakers
         if session is None and not any(speakers):
             self.session[first : self.size] = self._new_session()
             return first
-        chain = self._chains.setdefault(session, [])
+        chain = self._chains.get(session)
+        if chain is None:
+            chain = self._chains[session] = array("I")
         at = len(chain)
-        if chain and self.ids[chain[-1]] > id_bytes:
-            at = bisect_left(chain, id_bytes, key=self.ids.__getitem__)
+        if chain and self.id_of(chain[-1]) > id_bytes:
+            at = bisect_left(chain, id_bytes, key=self.id_of)
         left = chain[at - 1] if at else NOWHERE
         right = chain[at] if at < len(chain) else NOWHERE
-        chain[at:at] = turns
+        chain[at:at] = array("I", turns)
         for turn in turns:
             self._link(left, turn, session)
             left = turn
@@ -97,11 +152,14 @@ class Timeline(Columns):
 
     def remove(self, turns: range) -> None:
         """Take the turns of an episode out of their session."""
-        session = self.name_of_session(turns[0])
+        id_bytes, session = self.id_of(turns[0]), self.name_of_session(turns[0])
+        self.episodes -= 1
+        self._changed()
+        self._added.pop(id_bytes, None)
         left = right = NOWHERE
         if session is not None or any(self.speaker[turns[0] : turns[-1] + 1]):
             chain = self._chains[session]
-            at = bisect_left(chain, self.ids[turns[0]], key=self.ids.__getitem__)
+            at = bisect_left(chain, id_bytes, key=self.id_of)
             del chain[at : at + len(turns)]
             left = chain[at - 1] if at else NOWHERE
             right = chain[at] if at < len(chain) else NOWHERE
@@ -111,10 +169,58 @@ class Timeline(Columns):
         for turn in turns:
             for column in (self.before, self.after, self.before_other, self.after_other, self.session, self.speaker):
                 column[turn] = NOWHERE
-            self.ids[turn] = b""
+            self.event_us[turn] = _NEVER_US
         self._link(left, right, session)
         if left and right and self.after[left] != right and self.session[left] == self.session[right]:
             self._renumber(left, right, self._new_session())
+
+    def best_of_sessions(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """By the number of a session the greatest of the values of its turns, 0 at least."""
+        # By runs of turns first: those of a session mostly came one after the other.
+        first, _, numbers = self._runs
+        best = np.zeros(self.sessions, np.float32)
+        maximum_at(best, numbers, np.maximum.reduceat(values, first))
+        best[NOWHERE] = 0.0
+        return best
+
+    def of_sessions(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """For each turn the value of its session."""
+        _, lengths, numbers = self._runs
+        spread: NDArray[np.float32] = np.repeat(values[numbers], lengths)
+        return spread
+
+    def of_others(self, before: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[np.float32]:
+        """For each turn the sum of what ``before`` and ``after`` have for another's turn before and after it."""
+        follows, precedes, elsewhere = self._next
+        total = np.zeros(self.size, np.float32)
+        np.multiply(before[:-1], follows, out=total[1:])
+        total[:-1] += after[1:] * precedes
+        total[elsewhere] = before[self.before_other[elsewhere]] + after[self.after_other[elsewhere]]
+        return total
+
+    def _changed(self) -> None:
+        self.__dict__.pop("_runs", None)
+        self.__dict__.pop("_next", None)
+
+    @cached_property
+    def _runs(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int64]]:
+        """Of the runs of turns of one session where they begin, how long they are, and the session."""
+        session = self.session[: self.size]
+        first = np.concatenate(([0], np.flatnonzero(session[1:] != session[:-1]) + 1))
+        return first, np.diff(first, append=self.size), session[first].astype(np.int64)
+
+    @cached_property
+    def _next(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.intp]]:
+        """By turn 1 where the one of the number before is its ``before_other``, else 0: for all but the first.
+
+        Then the same of the number after it and ``after_other``, for all but the last; and the turns of which either
+        is yet another one.
+        """
+        before, after, turns = self.before_other[: self.size], self.after_other[: self.size], np.arange(self.size)
+        follows, precedes = before == turns - 1, after == turns + 1
+        follows[NOWHERE] = False
+        elsewhere = ~(follows | (before == NOWHERE)) | ~(precedes | (after == NOWHERE))
+        return follows[1:].astype(np.float32), precedes[:-1].astype(np.float32), np.flatnonzero(elsewhere)
 
     def name_of_session(self, turn: int) -> str | None:
         """The ``session_id`` of a turn; None where it has none."""
@@ -163,12 +269,18 @@ class Timeline(Columns):
             at = int(step[at])
         return number
 
-    def load(self, ids: list[bytes], sessions: list[str | None], first_turns: NDArray[np.int64]) -> None:
-        """Put all episodes in their places at once; the rows of their turns are there already, with the speakers."""
+    def load(self, ids: list[bytes], sessions: list[str | None], turns_in: NDArray[np.int64]) -> None:
+        """Put all episodes in their places at once, in the order of their ids.
+
+        There is room for their turns already, with the speakers. ``turns_in`` each of them are so many.
+        """
         turns = np.arange(1, self.size)
-        of_episode = np.repeat(np.arange(len(ids)), np.diff(first_turns, append=self.size))
-        self.ids += [ids[each] for each in of_episode.tolist()]
-        halves = np.frombuffer(b"".join(ids), ">u8").reshape(-1, 2)[of_episode].astype(np.uint64)
+        self.episodes, self._loaded = len(ids), range(1, self.size)
+        self._changed()
+        of_episode = np.repeat(np.arange(len(ids)), turns_in)
+        joined = b"".join(ids)
+        self.id[1 : self.size] = np.frombuffer(joined, "V16")[of_episode]
+        halves = np.frombuffer(joined, ">u8").reshape(-1, 2)[of_episode].astype(np.uint64)
         event_us = self.event_us[1 : self.size] = event_us_of_halves(halves[:, 0])
         # 0 is the chain of those who are alone, 1 that of those without a session_id.
         numbers: dict[str | None, int] = {None: 1}
@@ -189,7 +301,7 @@ class Timeline(Columns):
         session = self.session[turns] = np.concatenate(([1], 1 + np.cumsum(~joined)))
         self.sessions = int(session[-1]) + 1
         starts = np.searchsorted(chain_of, np.arange(len(numbers) + 2)).tolist()
-        in_order = turns.tolist()
+        in_order = array("I", turns.astype(np.uint32).tobytes())
         chains = {name: in_order[starts[n] : starts[n + 1]] for name, n in numbers.items()}
         self._chains = {name: chain for name, chain in chains.items() if chain}
         self._names = {int(self.session[chain[0]]): name for name, chain in self._chains.items() if name is not None}

@@ -8,59 +8,75 @@ The caller locks as for :class:`~qilbee_core.search.index.AgentIndex`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from qilbee_core.errors import InvalidError
-from qilbee_core.search.index import AgentIndex
-
-__all__ = ["VectorIndex", "VectorNearness"]
+__all__ = ["VectorIndex", "rounded"]
 
 CANDIDATES = 1000
 _ROWS_LEAST = 16
+_OBJECT_BYTES = 200
+"""About what an id takes beside the arrays."""
+
+
+def rounded(vectors: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Each row as bytes, its greatest number as 127; rows of zeros stay so. Only directions are kept.
+
+    >>> rounded(np.array([[0.3, -0.6, 0.0]], np.float32)).tolist()
+    [[64, -127, 0]]
+    """
+    greatest = np.abs(vectors).max(axis=1, keepdims=True)
+    return np.rint(vectors * (127.0 / np.where(greatest > 0, greatest, 1.0))).astype(np.int8)
 
 
 class VectorIndex:
-    """Unit vectors of episodes, one byte a number.
+    """Directions of episodes, one byte a number; zeros for one that has nothing to say.
 
     >>> index = VectorIndex(2)
-    >>> index.add(b"a", np.array([3.0, 4.0], np.float32))
+    >>> index.put([b"a", b"b"], np.array([[95, 127], [127, 0]], np.int8))
     >>> [(id, round(cosine, 2)) for id, cosine in index.nearest(np.array([0.0, 1.0], np.float32), 1)]
     [(b'a', 0.8)]
     """
 
-    def __init__(self, dimensions: int) -> None:
+    def __init__(self, dimensions: int, model: int = 0) -> None:
         self.dimensions = dimensions
+        self.model = model
+        """By whatever number the caller knows the encoder: vectors of two are never in one index."""
         self._rows: dict[bytes, int] = {}
         self._ids: list[bytes] = []
         self._signs = np.zeros((_ROWS_LEAST, -(-dimensions // 64)), np.uint64)
         self._bytes = np.zeros((_ROWS_LEAST, dimensions), np.int8)
         self._scale = np.zeros(_ROWS_LEAST, np.float32)
-        """What the bytes of a row are multiplied with to be a unit vector."""
+        """What the bytes of a row are multiplied with to be a unit vector; 0 for zeros."""
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def add(self, id_bytes: bytes, vector: NDArray[np.float32]) -> None:
-        """Keep the vector of an episode, in place of the one before. Of any length but zero."""
-        if vector.shape != (self.dimensions,) or not np.isfinite(vector).all() or not vector.any():
-            raise InvalidError(
-                f"a vector has the shape {vector.shape} or numbers that are not finite or all zero",
-                remedy=f"give {self.dimensions} numbers of the model that the index is of",
-            )
-        row = self._rows.get(id_bytes)
-        if row is None:
-            row = self._rows[id_bytes] = len(self._ids)
-            self._ids.append(id_bytes)
-            if row == len(self._scale):
-                more = row // 4 + _ROWS_LEAST
-                self._signs = np.concatenate([self._signs, np.zeros((more, self._signs.shape[1]), np.uint64)])
-                self._bytes = np.concatenate([self._bytes, np.zeros((more, self.dimensions), np.int8)])
-                self._scale = np.concatenate([self._scale, np.zeros(more, np.float32)])
-        rounded = np.rint(vector * (127.0 / np.abs(vector).max())).astype(np.int8)
-        self._signs[row] = self._signs_of(vector)
-        self._bytes[row] = rounded
-        self._scale[row] = 1.0 / np.linalg.norm(rounded.astype(np.float32))
+    def __contains__(self, id_bytes: bytes) -> bool:
+        return id_bytes in self._rows
+
+    @property
+    def ram_bytes(self) -> int:
+        """About what it takes."""
+        return self._signs.nbytes + self._bytes.nbytes + self._scale.nbytes + _OBJECT_BYTES * len(self._ids)
+
+    def put(self, ids: Sequence[bytes], vectors: NDArray[np.int8]) -> None:
+        """Keep the vectors of some different episodes, in place of the ones before."""
+        new = [id_bytes for id_bytes in ids if id_bytes not in self._rows]
+        self._rows.update(zip(new, range(len(self._ids), len(self._ids) + len(new)), strict=True))
+        self._ids += new
+        if len(self._ids) > len(self._scale):
+            more = max(len(self._ids) - len(self._scale), len(self._scale) // 4)
+            self._signs = np.concatenate([self._signs, np.zeros((more, self._signs.shape[1]), np.uint64)])
+            self._bytes = np.concatenate([self._bytes, np.zeros((more, self.dimensions), np.int8)])
+            self._scale = np.concatenate([self._scale, np.zeros(more, np.float32)])
+        rows = [self._rows[id_bytes] for id_bytes in ids]
+        norm = np.linalg.norm(vectors.astype(np.float32), axis=1)
+        self._signs[rows] = self._signs_of(vectors)
+        self._bytes[rows] = vectors
+        self._scale[rows] = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
 
     def remove(self, id_bytes: bytes) -> bool:
         """Forget a vector; False where there is none. The last one takes its row."""
@@ -79,9 +95,9 @@ class VectorIndex:
         return True
 
     def vector_of(self, id_bytes: bytes) -> NDArray[np.float32] | None:
-        """The unit vector of an episode as it is kept; None where there is none."""
+        """The unit vector of an episode as it is kept; None where there is none, or nothing but zeros."""
         row = self._rows.get(id_bytes)
-        return None if row is None else self._bytes[row] * self._scale[row]
+        return None if row is None or not self._scale[row] else self._bytes[row] * self._scale[row]
 
     def nearest(self, vector: NDArray[np.float32], count: int) -> list[tuple[bytes, float]]:
         """The ``count`` episodes of greatest cosine, best first, newest first where equal."""
@@ -92,15 +108,18 @@ class VectorIndex:
             different = np.bitwise_count(self._signs[:size] ^ self._signs_of(vector)).sum(axis=1, dtype=np.int64)
             # All that differ as little as the last candidate: the choice does not depend on the order of rows.
             rows = np.flatnonzero(different <= np.partition(different, candidates - 1)[candidates - 1])
-        cosines = self._cosines(rows, vector).tolist()
+        cosines = self._cosines(rows, vector)
+        if len(rows) > count:
+            kept = np.flatnonzero(cosines >= np.partition(cosines, -count)[-count])
+            rows, cosines = rows[kept], cosines[kept]
         ids = [self._ids[row] for row in rows.tolist()]
-        best = sorted(zip(cosines, ids, strict=True), reverse=True)[:count]
+        best = sorted(zip(cosines.tolist(), ids, strict=True), reverse=True)[:count]
         return [(id_bytes, cosine) for cosine, id_bytes in best]
 
-    def cosines(self, ids: list[bytes], vector: NDArray[np.float32]) -> NDArray[np.float64]:
-        """The cosine of each of some episodes; 0 where it has no vector (yet)."""
+    def cosines(self, ids: Sequence[bytes], vector: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The cosine of each of some episodes; NaN where it has no vector (yet)."""
         rows = np.array([self._rows.get(id_bytes, -1) for id_bytes in ids], np.int64)
-        result = np.zeros(len(ids))
+        result = np.full(len(ids), np.nan)
         result[rows >= 0] = self._cosines(rows[rows >= 0], vector)
         return result
 
@@ -111,27 +130,7 @@ class VectorIndex:
         cosines: NDArray[np.float64] = (products * self._scale[rows]).astype(np.float64)
         return cosines
 
-    def _signs_of(self, vector: NDArray[np.float32]) -> NDArray[np.uint64]:
-        bits = np.zeros(64 * self._signs.shape[1], np.uint8)
-        bits[: self.dimensions] = vector > 0
-        return np.packbits(bits).view(np.uint64)
-
-
-class VectorNearness:
-    """How near turns are by the vectors of their episodes: what hybrid and semantic search take from an encoder."""
-
-    def __init__(self, index: AgentIndex, vectors: VectorIndex, vector: NDArray[np.float32], nearest: int) -> None:
-        self._index, self._vectors, self._vector, self._nearest = index, vectors, vector, nearest
-
-    def of_turns(self, turns: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The cosines of some turns."""
-        ids = self._index.timeline.ids
-        return self._vectors.cosines([ids[turn] for turn in turns.tolist()], self._vector)
-
-    def of_all(self) -> NDArray[np.float64]:
-        """The cosines of the nearest ones; 0 elsewhere."""
-        near = np.zeros(self._index.turns.size)
-        for id_bytes, cosine in self._vectors.nearest(self._vector, self._nearest):
-            if id_bytes in self._index:
-                near[self._index.turns_of(id_bytes)] = cosine
-        return near
+    def _signs_of(self, vectors: NDArray[np.int8] | NDArray[np.float32]) -> NDArray[np.uint64]:
+        bits = np.zeros((*vectors.shape[:-1], 64 * self._signs.shape[1]), np.uint8)
+        bits[..., : self.dimensions] = vectors > 0
+        return np.packbits(bits, axis=-1).view(np.uint64)

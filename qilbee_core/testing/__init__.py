@@ -6,6 +6,7 @@ import pytest
 pytest.register_assert_rewrite(
     "qilbee_core.testing.backends",
     "qilbee_core.testing.codecs",
+    "qilbee_core.testing.embedders",
     "qilbee_core.testing.policies",
     "qilbee_core.testing.serializers",
 )
@@ -16,12 +17,14 @@ from qilbee_core.testing.backends import (  # noqa: E402
     backend_state_machine,
 )
 from qilbee_core.testing.codecs import CodecContract  # noqa: E402
+from qilbee_core.testing.embedders import EmbedderContract  # noqa: E402
 from qilbee_core.testing.policies import PolicyContract, offered_episodes  # noqa: E402
 from qilbee_core.testing.serializers import SerializerContract, documents  # noqa: E402
 
 __all__ = [
     "BackendContract",
     "CodecContract",
+    "EmbedderContract",
     "PersistentBackendContract",
     "PolicyContract",
     "SerializerContract",

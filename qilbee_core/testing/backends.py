@@ -187,7 +187,7 @@ class BackendContract:
 
     def open_backend(self, path: Path) -> StorageBackend:
         """Open the backend under test with its files, if it has any, in ``path``."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has to say how its backend is opened")
 
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:

@@ -58,7 +58,7 @@ class CodecContract:
 
     def open_codec(self) -> Codec:
         """A new codec."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has to say how its codec is opened")
 
     def test_its_name_can_stand_in_a_configuration(self) -> None:
         name = self.open_codec().name

@@ -114,11 +114,11 @@ class PolicyContract:
 
     def open_policy(self) -> ConsolidationPolicy:
         """A new policy."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has to say how its policy is opened")
 
     def offer(self) -> Sequence[Episode]:
         """Some episodes of one agent of before June 2026, for which yours has something to plan."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has to offer episodes")
 
     def test_its_name_can_stand_in_a_configuration(self) -> None:
         name = self.open_policy().name

@@ -68,7 +68,7 @@ class SerializerContract:
 
     def open_serializer(self) -> Serializer:
         """A new serializer."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has to say how its serializer is opened")
 
     def test_its_name_can_stand_in_a_configuration(self) -> None:
         name = self.open_serializer().name

@@ -15,13 +15,13 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from qilbee_core import AgentMemory, Episode, JSONObject, MemoryType, Store, open_store
+from qilbee_core import AgentMemory, Episode, JSONObject, MemoryType, Plan, Store, open_store
 
 HERE = Path(__file__).parent
 # What engines write beside their data: diagnostics, locks.
@@ -44,13 +44,16 @@ STORES: dict[str, list[dict[str, Any]]] = {
         {"compression_type": "snappy"},
     ],
     "rocksdb-killed": [{"compression_type": "lz4", "sync_writes": True}],
+    "rocksdb-retired": [{"compression_type": "zstd"}],
     "leveldb-none-json": [{"compression_type": "none", "serializer": "json"}],
     "leveldb-snappy-block-msgpack": [{"compression_type": "snappy"}],
     "leveldb-zstd-value-msgpack": [{"compression_type": "zstd"}],
     "leveldb-killed": [{"compression_type": "none", "sync_writes": True}],
+    "leveldb-retired": [{"compression_type": "snappy", "serializer": "json"}],
 }
 
 AGENTS = ("bot", "bot:\u6771\u4eac \U0001f375")
+FAR_AWAY = datetime(9000, 1, 1, tzinfo=UTC)
 START = datetime(2026, 1, 5, 9, 30, 0, 123_456, tzinfo=UTC)
 TALK = "The order was placed on Monday and has not arrived. The parcel left the depot on Tuesday. "
 MEMORY_TYPES: tuple[MemoryType, ...] = ("episodic", "semantic", "procedural", "factual")
@@ -135,6 +138,36 @@ def fill(memory: AgentMemory, part: slice) -> None:
         memory.store_episode(Episode(agent_id, "note", {"text": f"late {number}"}, id=id_at(at, 500 + number)))
 
 
+class OneForFour:
+    """A consolidation policy: of the notes one takes the place of three, and one is forgotten."""
+
+    name = "golden.notes"
+
+    def plan(self, episodes: Sequence[Episode], *, now: datetime) -> Plan:
+        first, *others = [episode for episode in episodes if episode.episode_type == "note"][:5]
+        return Plan(supersede={each.id: first.id for each in others[:3]}, forget=[others[3].id])
+
+
+def retire(memory: AgentMemory) -> list[str]:
+    """Retire episodes in every way there is; gives their ids."""
+    notes = [episode.id for episode in memory.episodes() if episode.episode_type == "note"]
+    memory.update_episode(notes[0], content={"text": "an earlier version"}, metadata={"seen": True})
+    memory.pin(notes[1])
+    last = START + timedelta(days=9)
+    keyed = Episode(memory.agent_id, "note", {"text": "known by its key"}, id=id_at(last, 990), expires_at=FAR_AWAY)
+    memory.store_episode(keyed, idempotency_key="of a retired one")
+    gone = [notes[0], notes[1], keyed.id]
+    for stored_id in gone:
+        memory.invalidate(stored_id)
+    result = memory.consolidate(OneForFour())
+    return [*gone, *result.superseded, *result.forgotten]
+
+
+def ended(version: Episode) -> dict[str, Any]:
+    assert version.ended_at is not None
+    return described(version) | {"ended_at": version.ended_at.isoformat(), "superseded_by": version.superseded_by}
+
+
 def described(episode: Episode) -> dict[str, Any]:
     assert episode.transaction_time is not None
     return {
@@ -149,7 +182,7 @@ def described(episode: Episode) -> dict[str, Any]:
     }
 
 
-def expected_of(store: Store, openings: list[dict[str, Any]]) -> dict[str, Any]:
+def expected_of(store: Store, openings: list[dict[str, Any]], retired: dict[str, list[str]]) -> dict[str, Any]:
     """All that can be read, and what was given that cannot: strength and idempotency keys."""
     agents: dict[str, Any] = {}
     for agent_id in store.agents():
@@ -167,6 +200,7 @@ def expected_of(store: Store, openings: list[dict[str, Any]]) -> dict[str, Any]:
             )
         agents[agent_id] = {
             "episodes": rows,
+            "retired": {key: [ended(version) for version in memory.history(key)] for key in retired.get(agent_id, [])},
             "history": {key: [described(version) for version in found] for key, found in versions.items() if found},
             "idempotency_keys": {key: episode.id for episode, key in given.values() if key and episode.id in versions},
             "total_episodes": statistics.total_episodes,
@@ -190,7 +224,9 @@ def make(name: str, openings: list[dict[str, Any]], target: Path) -> None:
             for agent_id in (*AGENTS, "cleared"):
                 fill(store.agent_memory(agent_id), part)
             store.agent_memory("cleared").clear()
-            expected = expected_of(store, openings)
+            retires = name.endswith("retired")
+            retired = {agent_id: retire(store.agent_memory(agent_id)) for agent_id in AGENTS if retires}
+            expected = expected_of(store, openings, retired)
             if killed:  # the directory as the death of the process would leave it
                 shutil.copytree(data, Path(scratch) / "copy")
             else:

@@ -37,7 +37,7 @@ OpenHere = Callable[..., Store]
 AGENT = "bot"
 KEYS = AgentKeys(AGENT)
 SETTINGS = Settings().with_storage({"durability": "async"})
-LAG_MAX = commit._STORES_AHEAD_MAX
+LAG_MAX = commit.STORES_AHEAD_MAX
 
 
 @pytest.fixture(params=["rocksdb", "leveldb"], scope="session")

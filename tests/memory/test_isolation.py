@@ -28,7 +28,7 @@ FIELDS_BYTES = {
     Space.KEY: 16,
     Space.TERMS: 17,
     Space.VECTOR: 17,
-    Space.PLAN: 16,
+    Space.PLAN: 8,
 }
 
 _SEPARATORS = ":|,;.\\ -_~!#%&*?@'\"`$\u00a0\u200b\u200d\u2028\u202e\ufeff\ufffd\uffff\U0010ffff"

@@ -45,11 +45,12 @@ FAULTS: dict[str, tuple[object, str]] = {
     "a circle": (Plan(supersede={A.id: B.id, B.id: A.id}), "is superseded itself"),
     "a forgotten survivor": (Plan(supersede={A.id: B.id}, forget=[B.id]), "and is forgotten"),
     "superseded and forgotten": (Plan(supersede={A.id: B.id}, forget=[A.id]), "both superseded and forgotten"),
-    "created under an offered id": (
-        Plan(create=[Episode("bot", "note", {}, id=A.id)]),
-        "which there is already",
+    "created and forgotten": (Plan(create=[Episode("bot", "note", {}, id=A.id)], forget=[A.id]), "or forgotten"),
+    "created and superseded": (
+        Plan(create=[Episode("bot", "note", {}, id=A.id)], supersede={A.id: B.id}),
+        "is created, and superseded",
     ),
-    "created twice": (Plan(create=[MADE, MADE]), "which there is already"),
+    "created twice": (Plan(create=[MADE, MADE]), f"it creates {MADE.id} twice"),
     "created for somebody else": (Plan(create=[changed(agent_id="other")]), "the agent 'other', of whom nothing"),
     "no episode": (Plan(create=["text"]), "cannot be stored: str is not an Episode"),  # type: ignore[list-item]
     "no JSON": (Plan(create=[changed(content={"at": NOW})]), r"cannot be stored: content\.at is datetime"),

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+import qilbee_core.endpoint
 from qilbee_core import ConsolidationPolicy, Episode, Plan, PluginError, SettingsError, load_plugins
-from qilbee_core.policies import chat
 from qilbee_core.policies.contract import plan_of
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -32,7 +32,7 @@ Behaviour = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setattr(chat, "_FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(qilbee_core.endpoint, "_FIRST_WAIT_S", 0.01)
     with serving() as served:
         yield served
 
@@ -207,7 +207,7 @@ def test_one_broken_answer_breaks_the_whole_plan(endpoint: Endpoint) -> None:
 
 
 def test_an_answer_without_end_is_cut(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "ANSWER_BYTES_MAX", 1000)
+    monkeypatch.setattr(qilbee_core.endpoint, "ANSWER_BYTES_MAX", 1000)
     endpoint.behave = lambda handler, _: reply(handler, b" " * 100_000)
     with pytest.raises(PluginError, match="more than 1000 bytes"):
         policy(endpoint).plan(session(), now=NOW)
