@@ -1,6 +1,7 @@
 """How well search finds the evidence: conversations with questions whose evidence is known.
 
     python benchmarks/retrieval.py --data locomo5.json
+    python benchmarks/retrieval.py --data locomo5.json --embedder minilm
 
 The data is in the format of LoCoMo and no part of this project. Every turn is stored as one episode, by the public
 names: what was said and what a shared picture shows, the speaker and the session in its metadata, its event time
@@ -12,7 +13,9 @@ finds in the memory of its conversation. Beside it:
                what we know
 
 R@k is the share of a question's evidence among the first k, nDCG and MRR are of the first ten, and all are means
-over the questions of a category. ``--unknown`` leaves out speakers, sessions, or both.
+over the questions of a category. ``--unknown`` leaves out speakers, sessions, or both. ``--embedder`` asks the same
+store once more after it was re-embedded with that one, whose settings come from the environment
+(``QILBEE_SEARCH_EMBEDDERS``), and says what that took.
 """
 
 from __future__ import annotations
@@ -144,8 +147,15 @@ def stacks_of(memory: AgentMemory, episodes: list[Episode]) -> dict[str, Stack]:
         "substring": substring(episodes),
         "BM25": plain_bm25(episodes),
         "keyword": lambda query: [each.id for each in memory.search_episodes(query, DEPTH)],
-        "semantic": lambda query: [each.episode.id for each in memory.semantic_search(query, DEPTH)],
-        "hybrid": lambda query: [each.episode.id for each in memory.hybrid_search(query, DEPTH)],
+        **stacks_of_meaning(memory),
+    }
+
+
+def stacks_of_meaning(memory: AgentMemory, embedder: str = "") -> dict[str, Stack]:
+    """What an embedder makes a difference to."""
+    return {
+        f"semantic{embedder}": lambda query: [each.episode.id for each in memory.semantic_search(query, DEPTH)],
+        f"hybrid{embedder}": lambda query: [each.episode.id for each in memory.hybrid_search(query, DEPTH)],
     }
 
 
@@ -171,25 +181,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="conversations in the format of LoCoMo")
     parser.add_argument("--unknown", nargs="+", choices=["speaker", "session_id"], default=[], help="leave these out")
+    parser.add_argument("--embedder", help="ask with this one too")
     options = parser.parse_args()
     by_category: dict[str, dict[int, list[Figures]]] = defaultdict(lambda: defaultdict(list))
     by_conversation: dict[str, dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
     seconds: dict[str, float] = defaultdict(float)
+
+    def ask_all(conversation: Conversation, stacks: dict[str, Stack]) -> None:
+        for name, ask in stacks.items():
+            ask("warm up")
+            for question in conversation.questions:
+                started = time.perf_counter()
+                found = ask(question.text)
+                seconds[name] += time.perf_counter() - started
+                figures = judged(found, question.evidence)
+                by_category[name][question.category].append(figures)
+                by_conversation[name][conversation.name].append(figures)
+
+    asked: list[tuple[Conversation, AgentMemory]] = []
     with open_store(backend="ephemeral") as store:
         for conversation in conversations(options.data, frozenset(options.unknown)):
             memory = store.agent_memory(conversation.name)
             for start in range(0, len(conversation.episodes), 500):
                 memory.store_episodes(conversation.episodes[start : start + 500])
-            for name, ask in stacks_of(memory, conversation.episodes).items():
-                ask("warm up")
-                for question in conversation.questions:
-                    started = time.perf_counter()
-                    found = ask(question.text)
-                    seconds[name] += time.perf_counter() - started
-                    figures = judged(found, question.evidence)
-                    by_category[name][question.category].append(figures)
-                    by_conversation[name][conversation.name].append(figures)
+            asked.append((conversation, memory))
+            ask_all(conversation, stacks_of(memory, conversation.episodes))
+        if options.embedder:
+            started = time.perf_counter()
+            made = store.reembed(options.embedder)
+            took_ms = 1e3 * (time.perf_counter() - started)
+            for conversation, memory in asked:
+                ask_all(conversation, stacks_of_meaning(memory, f", {options.embedder}"))
     console.print(machine())
+    if options.embedder:
+        console.print(f"{made:,} vectors of {options.embedder}, {took_ms / made:.1f} ms each")
     table = Table(title="evidence found", title_justify="left")
     for heading in ("", "questions", "R@5", "R@10", "nDCG@10", "MRR", "ms a question"):
         table.add_column(heading, justify="right" if heading else "left")

@@ -22,6 +22,7 @@ from qilbee_core.search.rows import Row, row_of
 from qilbee_core.search.score import Filter
 from qilbee_core.search.timeline import SESSION_GAP_US, event_us_of_halves
 
+NO_ID = bytes(16)
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 WORDS = [
     "parcel",
@@ -57,7 +58,8 @@ def new_index() -> AgentIndex:
 
 def indexed(episodes: Sequence[Episode]) -> AgentIndex:
     index = new_index()
-    index.load([(parse_id(each.id), row_of(each, analyser("english"))) for each in episodes])
+    rows = {parse_id(each.id): row_of(each, analyser("english")) for each in episodes}
+    index.load(sorted(rows.items()))
     return index
 
 
@@ -69,8 +71,8 @@ def said(text: str, minute: float = 0, **metadata: str) -> Episode:
 def neighbours(index: AgentIndex, episode: Episode) -> tuple[bytes, bytes]:
     """The ids before and after."""
     (turn,) = index.turns_of(parse_id(episode.id))
-    ids = index.timeline.ids
-    return ids[index.timeline.before[turn]], ids[index.timeline.after[turn]]
+    id_of = index.timeline.id_of
+    return id_of(index.timeline.before[turn]), id_of(index.timeline.after[turn])
 
 
 def picture(index: AgentIndex) -> object:
@@ -79,16 +81,16 @@ def picture(index: AgentIndex) -> object:
     names = {number: name for name, number in index.speakers.items()}
     known = {}
     sessions: dict[int, set[bytes]] = {}
-    for id_bytes in index.episodes:
+    for id_bytes in index.ids():
         for half, turn in enumerate(index.turns_of(id_bytes)):
-            start, stop = turns.start[turn], turns.start[turn] + turns.terms[turn]
+            start, stop = turns.entries_end[turn - 1], turns.entries_end[turn]
             terms = zip(forward.term[start:stop].tolist(), forward.counts[start:stop].tolist(), strict=True)
             sessions.setdefault(int(timeline.session[turn]), set()).add(id_bytes)
             known[id_bytes, half] = (
                 names.get(int(timeline.speaker[turn])),
                 timeline.name_of_session(turn),
-                [timeline.ids[column[turn]] for column in (timeline.before, timeline.after)],
-                [timeline.ids[column[turn]] for column in (timeline.before_other, timeline.after_other)],
+                [timeline.id_of(column[turn]) for column in (timeline.before, timeline.after)],
+                [timeline.id_of(column[turn]) for column in (timeline.before_other, timeline.after_other)],
                 {index.stems[term]: counts for term, counts in terms},
                 [int(column[turn]) for column in (turns.length, turns.time_words, turns.memory_type)],
             )
@@ -105,7 +107,7 @@ def answers(index: AgentIndex) -> list[object]:
         found.append(search.keyword(index, question, at_us=0))
         found.append(search.hybrid(index, question, at_us=0))
         found.append(search.semantic(index, question))
-    found += [search.similar(index, id_bytes, 3) for id_bytes in sorted(index.episodes)]
+    found += [search.similar(index, id_bytes, 3) for id_bytes in sorted(index.ids())]
     return found
 
 
@@ -152,7 +154,7 @@ def test_an_index_that_was_kept_up_equals_one_that_is_made_anew(seed: int, lengt
                 kept.add(id_bytes, row)
                 rows[id_bytes] = row
     loaded = new_index()
-    loaded.load(list(rows.items()))
+    loaded.load(sorted(rows.items()))
     added = new_index()
     for id_bytes, row in sorted(rows.items()):
         added.add(id_bytes, row)
@@ -175,7 +177,7 @@ def test_a_large_index_answers_alike_however_it_was_made() -> None:
     for id_bytes, _ in gone:
         kept.remove(id_bytes)
     removed = {id_bytes for id_bytes, _ in gone}
-    loaded.load([each for each in rows if each[0] not in removed])
+    loaded.load(sorted((id_bytes, row) for id_bytes, row in dict(rows).items() if id_bytes not in removed))
     assert picture(kept) == picture(loaded)
     for question in QUESTIONS:
         for limit in (1, 10, 300):
@@ -220,18 +222,18 @@ def test_episodes_of_one_session_id_are_neighbours_however_far_apart() -> None:
         said("c1", 1, session_id="t"),
     )
     index = indexed([one, two, three])
-    assert neighbours(index, one) == (b"", parse_id(two.id))
-    assert neighbours(index, two) == (parse_id(one.id), b"")
-    assert neighbours(index, three) == (b"", b"")
+    assert neighbours(index, one) == (NO_ID, parse_id(two.id))
+    assert neighbours(index, two) == (parse_id(one.id), NO_ID)
+    assert neighbours(index, three) == (NO_ID, NO_ID)
 
 
 def test_a_gap_of_more_than_six_hours_begins_a_session() -> None:
     one, two = said("a1", 0, speaker="Ann"), said("b1", 360, speaker="Ben")
     three = said("c1", 720.001, speaker="Ann")
     index = indexed([one, two, three])
-    assert neighbours(index, one) == (b"", parse_id(two.id))
-    assert neighbours(index, two) == (parse_id(one.id), b"")
-    assert neighbours(index, three) == (b"", b"")
+    assert neighbours(index, one) == (NO_ID, parse_id(two.id))
+    assert neighbours(index, two) == (parse_id(one.id), NO_ID)
+    assert neighbours(index, three) == (NO_ID, NO_ID)
 
 
 def test_an_episode_in_the_gap_joins_two_sessions_and_its_removal_parts_them() -> None:
@@ -243,13 +245,13 @@ def test_an_episode_in_the_gap_joins_two_sessions_and_its_removal_parts_them() -
     assert len({int(sessions[turn]) for turn in turns}) == 1
     index.remove(parse_id(between.id))
     assert sessions[turns[0]] != sessions[turns[2]]
-    assert neighbours(index, one) == neighbours(index, three) == (b"", b"")
+    assert neighbours(index, one) == neighbours(index, three) == (NO_ID, NO_ID)
 
 
 def test_an_episode_without_session_and_speaker_is_alone() -> None:
     one, two = said("a1", 0), said("b1", 1)
     index = indexed([one, two])
-    assert neighbours(index, one) == neighbours(index, two) == (b"", b"")
+    assert neighbours(index, one) == neighbours(index, two) == (NO_ID, NO_ID)
     assert index.timeline.session[1] != index.timeline.session[2]
 
 

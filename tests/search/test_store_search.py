@@ -633,14 +633,14 @@ def test_nor_in_ram(open_search: Callable[..., Store]) -> None:
     memory = store.agent_memory("bot")
     ids = memory.store_episodes([note("qwxcanary"), note("tea")])
     memory.search_episodes("tea")
-    search = store._indexing._searches["bot"]
+    search = store._indexing._indexes.of(store._context.agent("bot"))
     assert search.index is not None
     assert parse_id(ids[0]) in search.index
     with store._indexing.paused():
         memory.delete_episode(ids[0])
         assert parse_id(ids[0]) not in search.index
         memory.clear()
-        assert "bot" not in store._indexing._searches
+        assert store._indexing._indexes.opened() == []
 
 
 # --- verify and repair

@@ -1,0 +1,134 @@
+"""Embedders for tests: one of hashes that may be told to fail, and an endpoint that answers like OpenAI's."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qilbee_core import Embedder, Plugins, Provider, hookimpl, load_plugins
+
+
+def vector_of(text: str, dimensions: int, name: str = "") -> NDArray[np.float32]:
+    """What a text means to an embedder that understands nothing: the same text is the same."""
+    random = np.random.default_rng(zlib.crc32(f"{name}|{text}".encode()))
+    vector = random.standard_normal(dimensions)
+    unit: NDArray[np.float32] = (vector / np.linalg.norm(vector)).astype(np.float32)
+    return unit
+
+
+class Hashes:
+    """An embedder; ``behave`` is called with the texts, and may raise, wait, or give what is to be given instead."""
+
+    def __init__(self, *, model: str = "test/hashes", dimensions: int = 16) -> None:
+        self.name = model
+        self.dimensions = dimensions
+        self.asked: list[list[str]] = []
+        self.behave: Callable[[Sequence[str]], object] = lambda _: None
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.asked.append(list(texts))
+        given: Any = self.behave(texts)
+        if given is not None:
+            return given  # type: ignore[no-any-return]
+        vectors = np.zeros((len(texts), self.dimensions), np.float32)
+        for row, text in enumerate(texts):
+            vectors[row] = vector_of(text, self.dimensions, self.name)
+        return vectors
+
+
+class HashesPlugin:
+    """The embedder ``test.hashes``, and the ones that were made."""
+
+    def __init__(self) -> None:
+        self.made: list[Hashes] = []
+        self.behave: Callable[[Sequence[str]], object] = lambda _: None
+
+    def create(self, **options: Any) -> Hashes:
+        made = Hashes(**options)
+        made.behave = lambda texts: self.behave(texts)  # noqa: PLW0108 - of then, not of now
+        self.made.append(made)
+        return made
+
+    @hookimpl
+    def qilbee_register_embedders(self) -> Iterable[Provider[Embedder]]:
+        return [Provider("test.hashes", self.create), Provider("test.missing", missing, install="pip install acme")]
+
+
+def plugins_with(plugin: HashesPlugin) -> Plugins:
+    return load_plugins(extra=[plugin])
+
+
+def missing(**_: object) -> Embedder:
+    import acme_words_that_nobody_has  # type: ignore[import-not-found]
+
+    return acme_words_that_nobody_has.Embedder()  # type: ignore[no-any-return]
+
+
+class Endpoint:
+    """Its requests so far, and how it answers each: ``behave(handler, request)``, by default well."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.behave: Callable[[BaseHTTPRequestHandler, dict[str, Any]], None] = lambda handler, request: reply(
+            handler, embeddings(request)
+        )
+        self.url = ""
+
+
+def embeddings(request: dict[str, Any], dimensions: int = 16, **changes: object) -> bytes:
+    """A good answer, in any order, unless ``changes`` say otherwise."""
+    form = request.get("encoding_format")
+    data = []
+    for index, text in enumerate(request["input"]):
+        vector = 3.0 * vector_of(text, request.get("dimensions", dimensions))
+        numbers = base64.b64encode(vector.astype("<f4").tobytes()).decode() if form == "base64" else vector.tolist()
+        data.append({"object": "embedding", "index": index, "embedding": numbers})
+    return json.dumps({"object": "list", "data": data[::-1], "model": request["model"], **changes}).encode()
+
+
+def reply(handler: BaseHTTPRequestHandler, body: bytes, status: int = 200, **headers: str) -> None:
+    """Send ``body``; underscores in the names of headers are hyphens."""
+    handler.send_response(status)
+    for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+@contextmanager
+def serving() -> Iterator[Endpoint]:
+    """An endpoint on a free port of this machine."""
+    endpoint = Endpoint()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            endpoint.requests.append(request)
+            endpoint.headers.append({**self.headers, "path": self.path})
+            with suppress(BrokenPipeError, ConnectionResetError):  # the other side had enough
+                endpoint.behave(self, request)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    endpoint.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    try:
+        yield endpoint
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,120 @@
+"""Vectors of an encoder in RAM: the nearest are found, whatever came and went before."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from qilbee_core import Episode
+from qilbee_core.ids import parse_id
+from qilbee_core.search.analysis import analyser
+from qilbee_core.search.index import AgentIndex
+from qilbee_core.search.lexicon import lexicon
+from qilbee_core.search.meaning import Meaning
+from qilbee_core.search.nearest import VectorNearness
+from qilbee_core.search.question import question_of
+from qilbee_core.search.rows import row_of
+from qilbee_core.search.search import Hit, hybrid, semantic, similar
+from qilbee_core.search.vectors import VectorIndex, rounded
+
+TEXTS = ("The violin is in the attic.", "Tea is served at five.", "The tax office wrote again.", "A harbour at dawn.")
+EPISODES = [Episode.observation("bot", text) for text in TEXTS]
+IDS = [parse_id(episode.id) for episode in EPISODES]
+QUERY = np.array([1, 0, 0], np.float32)
+
+
+def index_of(episodes: list[Episode]) -> AgentIndex:
+    index = AgentIndex(lexicon("english"))
+    for episode in episodes:
+        index.add(parse_id(episode.id), row_of(episode, analyser("english")))
+    return index
+
+
+def put(index: VectorIndex, ids: list[bytes], vectors: object) -> None:
+    index.put(ids, rounded(np.array(vectors, np.float32)))
+
+
+def found_by(hits: list[Hit]) -> list[str]:
+    return [TEXTS[IDS.index(hit.id_bytes)] for hit in hits]
+
+
+def test_an_encoder_finds_what_the_words_do_not() -> None:
+    index, vectors = index_of(EPISODES), VectorIndex(3)
+    put(vectors, IDS, [[number == 2, 1e-3, 1e-3] for number in range(4)])
+    nearness = VectorNearness(index, vectors, QUERY, None)
+    assert found_by(semantic(index, "irrelevant", 1, nearness=nearness)) == [TEXTS[2]]
+    assert TEXTS[2] in found_by(hybrid(index, "penguins", nearness=nearness))
+
+
+def test_where_there_is_no_vector_yet_the_table_of_words_serves() -> None:
+    index, vectors = index_of(EPISODES), VectorIndex(3)
+    put(vectors, IDS[1:], [[number == 2, 1, 0] for number in (1, 2, 3)])
+    words = Meaning(index, question_of("violins", index, 0).idfs)
+    found = semantic(index, "violins", nearness=VectorNearness(index, vectors, QUERY, words))
+    assert {TEXTS[0], TEXTS[2]} == set(found_by(found))
+    near = {TEXTS[IDS.index(hit.id_bytes)]: hit.score for hit in found}
+    assert near[TEXTS[2]] > 0.7
+    assert near[TEXTS[0]] == semantic(index, "violins", 1)[0].score
+
+
+def test_what_is_similar_goes_by_the_vector_of_the_episode() -> None:
+    index, vectors = index_of(EPISODES), VectorIndex(3)
+    put(vectors, IDS, [[1, 0, 0], [0, 1, 0], [1, 0.1, 0], [0, 0, 1]])
+    own = vectors.vector_of(IDS[0])
+    assert own is not None
+    found = similar(index, IDS[0], nearness=VectorNearness(index, vectors, own, None))
+    assert found_by(found) == [TEXTS[2]]
+
+
+def test_a_vector_of_zeros_is_near_to_nothing() -> None:
+    vectors = VectorIndex(3)
+    put(vectors, IDS[:2], [[0, 0, 0], [1, 1, 0]])
+    assert vectors.vector_of(IDS[0]) is None
+    assert [id_bytes for id_bytes, cosine in vectors.nearest(QUERY, 4) if cosine > 0] == [IDS[1]]
+
+
+def ids_of(count: int) -> list[bytes]:
+    return [number.to_bytes(16, "big") for number in range(1, count + 1)]
+
+
+@given(st.integers(1, 60), st.integers(1, 130), st.integers(0, 1 << 32))
+def test_vectors_are_found_alike_after_removals_and_in_any_order(count: int, dimensions: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    vectors = rounded(random.standard_normal((count, dimensions)).astype(np.float32))
+    ids = ids_of(count)
+    kept, anew = VectorIndex(dimensions), VectorIndex(dimensions)
+    kept.put(ids, vectors[::-1])
+    for id_bytes, vector in zip(ids, vectors, strict=True):
+        kept.put([id_bytes], vector[None])
+    left = [number for number in range(count) if random.random() < 0.6]
+    for number in set(range(count)) - set(left):
+        assert kept.remove(ids[number])
+        assert not kept.remove(ids[number])
+    anew.put([ids[number] for number in reversed(left)], vectors[left[::-1]])
+    query = random.standard_normal(dimensions).astype(np.float32)
+    assert kept.nearest(query, 10) == anew.nearest(query, 10)
+    assert len(kept) == len(left)
+    cosines = kept.cosines(ids, query)
+    assert set(np.flatnonzero(~np.isnan(cosines)).tolist()) == set(left)
+    exact = cosines_of(vectors, query)[left]
+    assert np.allclose(cosines[left], exact, atol=1e-5)
+    assert np.allclose([cosine for _, cosine in kept.nearest(query, 10)], np.sort(exact)[::-1][:10], atol=1e-5)
+
+
+def cosines_of(vectors: NDArray[np.int8], query: NDArray[np.float32]) -> NDArray[np.float32]:
+    plain = vectors.astype(np.float32)
+    cosines: NDArray[np.float32] = plain @ query / np.linalg.norm(plain, axis=1) / np.linalg.norm(query)
+    return cosines
+
+
+def test_most_of_the_nearest_of_many_vectors_are_found_by_their_signs() -> None:
+    random = np.random.default_rng(5)
+    vectors = random.standard_normal((5000, 256)).astype(np.float32)
+    index = VectorIndex(256)
+    index.put(ids_of(5000), rounded(vectors))
+    query = vectors[17] + random.standard_normal(256).astype(np.float32)
+    exact = np.argsort(-(vectors @ query) / np.linalg.norm(vectors, axis=1))[:10]
+    found = {int.from_bytes(id_bytes, "big") - 1 for id_bytes, _ in index.nearest(query, 10)}
+    assert len(found & set(exact.tolist())) >= 9
