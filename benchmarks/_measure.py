@@ -11,7 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import closing
 from importlib.metadata import version
 from operator import add
 from pathlib import Path
@@ -76,16 +76,19 @@ def timed(work: Callable[[], object], operations: int) -> Timing:
 
 
 def interleave(arms: Mapping[str, Arm], rounds: int) -> dict[str, Samples]:
-    """Run all arms ``rounds`` times, slice by slice in turn. Every arm must have as many slices as the others."""
+    """Run all arms in turn, ``rounds`` times.
+
+    A round of an arm runs through without another in between: arms that change every few milliseconds push each other
+    out of the processor's caches, which costs most whoever has the most code and data.
+    """
     samples = {name: Samples([], []) for name in arms}
     for number in range(rounds):
-        # Whoever goes first finds the caches as the last one left them: take turns at that too.
+        # Whoever goes first finds the machine as the last one left it: take turns at that too.
         names = list(arms) if number % 2 == 0 else list(arms)[::-1]
         totals = dict.fromkeys(names, Timing(0.0, 0.0, 0))
-        with ExitStack() as stack:
-            running = [stack.enter_context(closing(arms[name]())) for name in names]
-            for slices in zip(*running, strict=True):
-                for name, timing in zip(names, slices, strict=True):
+        for name in names:
+            with closing(arms[name]()) as slices:
+                for timing in slices:
                     totals[name] = Timing(*map(add, totals[name], timing))
         for name, total in totals.items():
             samples[name].wall_us.append(1e6 * total.wall_s / total.operations)

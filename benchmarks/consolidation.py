@@ -3,10 +3,11 @@
     python benchmarks/consolidation.py --data locomo5.json
     python benchmarks/consolidation.py --only duplicates
 
-``sessions`` needs conversations in LoCoMo's format, which are not part of this project. One turn is one episode; each
-session is summarised, and its turns are superseded. Both before and after, memories are ranked for each question
-(categories 1 to 4) by a plain BM25 of this file, so that nothing is tuned to the summaries. A turn that is evidence for
-the answer counts as found
+``sessions`` needs conversations in LoCoMo's format, which are not part of this project. One turn is one episode of a
+store, whose consolidate() summarises each session and supersedes its turns; an undo must bring all of them back. Both
+before and after, memories are ranked for each question (categories 1 to 4): by a plain BM25 of this file, so that
+nothing is tuned to the summaries, and by the hybrid search of a store. A turn that is evidence for the answer counts as
+found
 
 - before: when it is one of the ten best memories;
 - after: when one of the ten best memories is made of it and holds one of its sentences word for word. A sentence here
@@ -41,13 +42,13 @@ from _duplicates import LOOSE, facts, pairs
 from _measure import console, machine, verdict
 from rich.table import Table
 
-from qilbee_core import Episode
+from qilbee_core import Episode, Settings, StorageSettings, open_store
 from qilbee_core.policies.contract import plan_of
 from qilbee_core.policies.duplicates import Duplicates
-from qilbee_core.policies.sessions import Sessions
 from qilbee_core.search.analysis import analyser
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
+IN_RAM = Settings(storage=StorageSettings(backend="ephemeral"))
 TOP = 10
 RANDOM_SEEDS = range(5)
 FEWER_LEAST, BETTER_LEAST = 5.0, 1.2
@@ -97,6 +98,7 @@ class Conversation(NamedTuple):
 class Memory(NamedTuple):
     """What is ranked: a text, and of which turns it holds how much."""
 
+    episode: Episode
     text: str
     counted: str
     """What is counted of it: of a turn its text without the speaker, of a summary everything."""
@@ -145,6 +147,7 @@ def sessions(conversations: Sequence[Conversation]) -> None:
     measured["random sentences, mean of 5 seeds"] = Recall(
         tokens=fmean(each.tokens for each in random),
         characters=fmean(each.characters for each in random),
+        searched=fmean(each.searched for each in random),
         recall=fmean(each.recall for each in random),
         words=fmean(each.words for each in random),
         each=[fmean(values) for values in zip(*(each.each for each in random), strict=True)],
@@ -160,6 +163,8 @@ def sessions(conversations: Sequence[Conversation]) -> None:
         "sessions / it",
         "words",
         "sessions / it",
+        "by the store's search",
+        "sessions / it",
         "by conversation",
     ):
         table.add_column(heading, justify="right" if heading else "left")
@@ -173,6 +178,8 @@ def sessions(conversations: Sequence[Conversation]) -> None:
             f"{ours.recall / figures.recall:.2f}",
             f"{figures.words:.3f}",
             f"{ours.words / figures.words:.2f}",
+            f"{figures.searched:.3f}",
+            f"{ours.searched / figures.searched:.2f}",
             " ".join(f"{each:.3f}" for each in figures.each),
         )
     console.print(table)
@@ -188,6 +195,8 @@ class Recall(NamedTuple):
     characters: float
     recall: float
     words: float
+    searched: float
+    """Recall by the store's own search."""
     each: list[float]
     """Recall of each conversation."""
 
@@ -197,6 +206,7 @@ def recall(conversations: Sequence[Conversation], stack: Callable[[Conversation]
     tokens = characters = 0
     found: list[float] = []
     words: list[float] = []
+    searched: list[float] = []
     each = []
     for talk in conversations:
         memories = stack(talk)
@@ -204,32 +214,58 @@ def recall(conversations: Sequence[Conversation], stack: Callable[[Conversation]
         characters += sum(len(memory.counted) for memory in memories)
         rank = BM25([memory.text for memory in memories])
         first = len(found)
-        for question, evidence in talk.questions:
-            held: dict[str, float] = {}
-            for number in rank.top(question, TOP):
-                held.update(memories[number].held)
-            found.append(len(evidence & held.keys()) / len(evidence))
-            words.append(sum(held.get(turn, 0.0) for turn in evidence) / len(evidence))
+        with open_store(IN_RAM) as store:
+            stored = store.agent_memory(memories[0].episode.agent_id)
+            stored.import_episodes(memory.episode for memory in memories)
+            by_id = {memory.episode.id: memory for memory in memories}
+            for question, evidence in talk.questions:
+                held: dict[str, float] = {}
+                for number in rank.top(question, TOP):
+                    held.update(memories[number].held)
+                found.append(len(evidence & held.keys()) / len(evidence))
+                words.append(sum(held.get(turn, 0.0) for turn in evidence) / len(evidence))
+                turns = {turn for hit in stored.hybrid_search(question, TOP) for turn in by_id[hit.episode.id].held}
+                searched.append(len(evidence & turns) / len(evidence))
         each.append(fmean(found[first:]))
-    return Recall(tokens, characters, fmean(found), fmean(words), each)
+    return Recall(tokens, characters, fmean(found), fmean(words), fmean(searched), each)
 
 
 def every_turn(talk: Conversation) -> list[Memory]:
     """A memory for each turn."""
     texts = [(turn, text_of(turn.episode)) for turn in talk.turns]
-    return [Memory(f"{turn.episode.metadata['speaker']}: {text}", text, {turn.turn_id: 1.0}) for turn, text in texts]
+    return [
+        Memory(turn.episode, f"{turn.episode.metadata['speaker']}: {text}", text, {turn.turn_id: 1.0})
+        for turn, text in texts
+    ]
+
+
+def consolidated(talk: Conversation) -> tuple[list[Episode], set[str]]:
+    """The summaries that a store makes of a conversation, and the ids of the turns that it keeps beside them."""
+    with open_store(IN_RAM) as store:
+        memory = store.agent_memory(talk.turns[0].episode.agent_id)
+        memory.import_episodes(turn.episode for turn in talk.turns)
+        before = list(memory.episodes())
+        result = memory.consolidate("sessions")
+        after = list(memory.episodes())
+        assert result.consolidation_id is not None
+        memory.undo(result.consolidation_id)
+        assert list(memory.episodes()) == before, "an undo brings back everything"
+        assert store.verify().ok
+    made = [episode for episode in after if episode.episode_type == "summary"]
+    return made, {episode.id for episode in after} - {episode.id for episode in made}
 
 
 def summarised(talk: Conversation) -> list[Memory]:
     """Derived and kept memories after ``sessions``."""
-    episodes = [turn.episode for turn in talk.turns]
-    plan = plan_of(Sessions(), episodes, now=NOW)
-    turns_of: dict[str, list[Turn]] = defaultdict(list)
-    for turn in talk.turns:
-        if turn.episode.id in plan.supersede:
-            turns_of[plan.supersede[turn.episode.id]].append(turn)
-    kept = Conversation([turn for turn in talk.turns if turn.episode.id not in plan.supersede], [])
-    return [memory_of(text_of(made), turns_of[made.id]) for made in plan.create] + every_turn(kept)
+    turns = {turn.episode.id: turn for turn in talk.turns}
+    made, kept = consolidated(talk)
+    memories = [memory_of(each, text_of(each), [turns[source] for source in sources_of(each)]) for each in made]
+    return memories + every_turn(Conversation([turns[id_] for id_ in sorted(kept)], []))
+
+
+def sources_of(made: Episode) -> list[str]:
+    """The ids of what a memory is made of."""
+    return [str(source) for source in made.metadata["sources"]]  # type: ignore[union-attr]
 
 
 Choice = Callable[[list[tuple[Turn, str]]], list[tuple[Turn, str]]]
@@ -239,8 +275,8 @@ def replaced(talk: Conversation, choice: Choice) -> list[Memory]:
     """As long as what ``sessions`` makes, of the sentences that ``choice`` puts first."""
     episodes = {turn.episode.id: turn for turn in talk.turns}
     memories = []
-    for made in plan_of(Sessions(), [turn.episode for turn in talk.turns], now=NOW).create:
-        turns = [episodes[str(source)] for source in made.metadata["sources"]]  # type: ignore[union-attr]
+    for made in consolidated(talk)[0]:
+        turns = [episodes[source] for source in sources_of(made)]
         heading = text_of(made).split("\n", 1)[0]
         sentences = [(turn, sentence) for turn in turns for sentence in sentences_of(turn.episode)]
         order = {id(pair): number for number, pair in enumerate(sentences)}
@@ -251,7 +287,8 @@ def replaced(talk: Conversation, choice: Choice) -> list[Memory]:
             candidate = written(heading, longer)
             if len(candidate) <= len(text_of(made)):
                 chosen, text = longer, candidate
-        memories.append(memory_of(text, turns))
+        episode = Episode(made.agent_id, "summary", {"summary": text}, metadata=made.metadata, id=made.id)
+        memories.append(memory_of(episode, text, turns))
     return memories
 
 
@@ -275,7 +312,7 @@ def written(heading: str, sentences: Sequence[tuple[Turn, str]]) -> str:
     return text
 
 
-def memory_of(text: str, turns: Sequence[Turn]) -> Memory:
+def memory_of(episode: Episode, text: str, turns: Sequence[Turn]) -> Memory:
     """What a summary of ``turns`` holds of each."""
     held = {}
     for turn in turns:
@@ -284,7 +321,7 @@ def memory_of(text: str, turns: Sequence[Turn]) -> Memory:
         inside = [each for each in counting if each in text]
         if inside:
             held[turn.turn_id] = sum(len(_WORDS(each)) for each in inside) / sum(len(_WORDS(each)) for each in counting)
-    return Memory(text, text, held)
+    return Memory(episode, text, text, held)
 
 
 def sentences_of(episode: Episode) -> list[str]:

@@ -1,0 +1,630 @@
+"""The memory of agents over HTTP: each verb of ``AgentMemory`` under its address."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import aclosing
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from qilbee_core import Episode, InvalidError, MemoryType, NotFoundError, SearchResult
+from qilbeedb.accounts import Permission
+from qilbeedb.exceptions import NotEnabledError
+from qilbeedb.server.route import Call, Reply, route
+from qilbeedb.wire import (
+    Answer,
+    BoostBody,
+    ClearAnswer,
+    ConsolidateBody,
+    ConsolidationAnswer,
+    ConsolidationsAnswer,
+    EpisodeAnswer,
+    EpisodesAnswer,
+    ForgetAnswer,
+    ForgetBody,
+    HistoryAnswer,
+    HybridBody,
+    IdsBody,
+    Limit,
+    Moment,
+    Nothing,
+    PinBody,
+    PurgeAnswer,
+    PurgeBody,
+    RecallBody,
+    Request,
+    Result,
+    ResultsAnswer,
+    SearchBody,
+    SearchStatusAnswer,
+    SemanticBody,
+    StatisticsAnswer,
+    StoreBody,
+    StoredAnswer,
+    StoredManyAnswer,
+    StoreManyBody,
+    UndoableAnswer,
+    UndoAnswer,
+    UpdateBody,
+    moment_of,
+    seconds_of,
+)
+
+__all__ = ["MEMORY_ROUTES", "RecentQuery"]
+
+_OK = 200
+
+
+class RecentQuery(Request):
+    """Which of the newest episodes to give. ``before`` is the ``nextCursor`` of the page before."""
+
+    limit: Limit = 10
+    before: str | None = None
+    type: str | None = None
+    memory_type: MemoryType | None = None
+    as_of: Moment | None = None
+
+
+class EpisodesQuery(Request):
+    """Which episodes to give, the oldest first. ``cursor`` is the ``nextCursor`` of the page before."""
+
+    start: Moment | None = None
+    end: Moment | None = None
+    reverse: bool = False
+    cursor: str | None = None
+    limit: Limit = 100
+    as_of: Moment | None = None
+
+
+class AsOfQuery(Request):
+    """At which transaction time an episode is to be given as it was."""
+
+    as_of: Moment | None = None
+
+
+class LimitQuery(Request):
+    """How many to give."""
+
+    limit: Limit = 10
+    explain: bool = False
+    as_of: Moment | None = None
+
+
+class EraseQuery(Request):
+    """Whether the bytes of what is deleted are to be gone from the files when the answer comes."""
+
+    erase: bool = False
+
+
+class DeletedAnswer(Answer):
+    """That an episode is deleted."""
+
+    deleted: bool = True
+
+
+class InvalidatedAnswer(Answer):
+    """That an episode is retired."""
+
+    invalidated: bool = True
+
+
+# --- storing and changing
+
+
+async def store_episode(call: Call[StoreBody]) -> Reply | StoredAnswer:
+    """One episode, under the id or the idempotency key it is given; the same again stores nothing."""
+    body, memory = call.body, call.memory
+    episode = body.episode(memory.agent_id)
+    is_there = body.episode_id is not None and await memory.get_episode(episode.id) is not None
+    stored_id = await memory.store_episode(episode, idempotency_key=body.idempotency_key)
+    if body.pinned:
+        await memory.pin(stored_id)
+    answer = StoredAnswer(episode_id=stored_id)
+    return Reply(answer, status=_OK) if is_there or stored_id != episode.id else answer
+
+
+async def store_episodes(call: Call[StoreManyBody]) -> StoredManyAnswer:
+    """Episodes in one atomic batch."""
+    agent_id = call.memory.agent_id
+    for number, body in enumerate(call.body.episodes):
+        if body.idempotency_key is not None or body.pinned:
+            raise InvalidError(
+                f"episodes[{number}] has an idempotencyKey or is pinned", remedy="store it alone, or pin it afterwards"
+            )
+    episodes = [body.episode(agent_id) for body in call.body.episodes]
+    return StoredManyAnswer(episode_ids=await call.memory.store_episodes(episodes))
+
+
+async def update_episode(call: Call[UpdateBody]) -> EpisodeAnswer:
+    """Replace what is given, keep the rest."""
+    body = call.body
+    episode = await call.memory.update_episode(
+        call.parameters["id"], content=body.content, metadata=body.metadata, episode_type=body.episode_type
+    )
+    return EpisodeAnswer.of(episode)
+
+
+async def pin(call: Call[PinBody]) -> EpisodeAnswer:
+    """Keep an episode, or let it go on as if it had never been pinned."""
+    move = call.memory.pin if call.body.pinned else call.memory.unpin
+    return EpisodeAnswer.of(await move(call.parameters["id"]))
+
+
+async def boost(call: Call[BoostBody]) -> EpisodeAnswer:
+    """Make an episode more relevant."""
+    return EpisodeAnswer.of(await call.memory.boost(call.parameters["id"], call.body.amount))
+
+
+async def delete_episode(call: Call[EraseQuery]) -> DeletedAnswer:
+    """Delete an episode with all its versions."""
+    if not await call.memory.delete_episode(call.parameters["id"], erase=call.body.erase):
+        raise _not_there(call)
+    return DeletedAnswer()
+
+
+async def invalidate(call: Call[Nothing]) -> InvalidatedAnswer:
+    """Retire an episode that is no longer true."""
+    if not await call.memory.invalidate(call.parameters["id"]):
+        raise _not_there(call)
+    return InvalidatedAnswer()
+
+
+# --- reading
+
+
+async def get_episode(call: Call[AsOfQuery]) -> EpisodeAnswer:
+    """One episode."""
+    episode = await call.memory.get_episode(call.parameters["id"], as_of=_as_of(call.body))
+    if episode is None:
+        raise _not_there(call)
+    return EpisodeAnswer.of(episode)
+
+
+async def get_episodes(call: Call[IdsBody]) -> EpisodesAnswer:
+    """One answer for each id."""
+    found = await call.memory.get_episodes(call.body.ids, as_of=_as_of(call.body))
+    return EpisodesAnswer(episodes=[None if episode is None else EpisodeAnswer.of(episode) for episode in found])
+
+
+async def get_recent(call: Call[RecentQuery]) -> EpisodesAnswer:
+    """The newest, newest first."""
+    query = call.body
+    episodes = await call.memory.get_recent_episodes(
+        query.limit,
+        before=query.before,
+        episode_type=query.type,
+        memory_type=query.memory_type,
+        as_of=_as_of(query),
+    )
+    return _page(episodes, episodes[-1].id if len(episodes) == query.limit else None)
+
+
+async def list_episodes(call: Call[EpisodesQuery]) -> EpisodesAnswer:
+    """All of a time, page by page."""
+    query = call.body
+    start, end = _between(query)
+    cursor = None if query.cursor is None else _Cursor.parse(query.cursor)
+    if cursor is not None and not query.reverse:
+        start = cursor.event_time
+    elif cursor is not None:
+        end = cursor.event_time + timedelta(microseconds=1)
+    found: list[Episode] = []
+    found_all = call.memory.episodes(start, end, reverse=query.reverse, as_of=_as_of(query))
+    async with aclosing(found_all) as episodes:  # type: ignore[type-var]
+        async for episode in episodes:
+            if cursor is not None and (episode.id >= cursor.id if query.reverse else episode.id <= cursor.id):
+                continue
+            if len(found) == query.limit:
+                return _page(found, str(_Cursor(found[-1].event_time, found[-1].id)))
+            found.append(episode)
+    return _page(found, None)
+
+
+async def recall(call: Call[RecallBody]) -> EpisodesAnswer:
+    """The most relevant, most relevant first."""
+    body = call.body
+    episodes = await call.memory.recall(
+        body.limit, min_relevance=body.min_relevance, memory_type=body.memory_type, episode_type=body.episode_type
+    )
+    return _page(episodes, None)
+
+
+async def history(call: Call[Nothing]) -> HistoryAnswer:
+    """The versions that updates replaced."""
+    return HistoryAnswer(episodes=_all(await call.memory.history(call.parameters["id"])))
+
+
+class _Cursor(NamedTuple):
+    """The last episode of a page."""
+
+    event_time: datetime
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.event_time.isoformat()}~{self.id}"
+
+    @classmethod
+    def parse(cls, text: str) -> _Cursor:
+        moment, _, episode_id = text.partition("~")
+        try:
+            event_time = datetime.fromisoformat(moment)
+        except ValueError:
+            event_time = datetime.min
+        if event_time.tzinfo is None or not episode_id:
+            raise InvalidError("the cursor is none of ours", remedy="give the nextCursor of the page before")
+        return cls(event_time, episode_id)
+
+
+def _between(query: EpisodesQuery | SearchBody) -> tuple[datetime | None, datetime | None]:
+    return (
+        None if query.start is None else moment_of(query.start, "start"),
+        None if query.end is None else moment_of(query.end, "end"),
+    )
+
+
+def _as_of(
+    query: AsOfQuery | EpisodesQuery | HybridBody | IdsBody | LimitQuery | RecentQuery | SearchBody | SemanticBody,
+) -> datetime | None:
+    return None if query.as_of is None else moment_of(query.as_of, "asOf")
+
+
+def _all(episodes: Iterable[Episode]) -> list[EpisodeAnswer]:
+    return [EpisodeAnswer.of(episode) for episode in episodes]
+
+
+def _page(episodes: Iterable[Episode], next_cursor: str | None) -> EpisodesAnswer:
+    return EpisodesAnswer(episodes=_all(episodes), next_cursor=next_cursor)
+
+
+def _not_there(call: Call[AsOfQuery] | Call[EraseQuery] | Call[Nothing]) -> NotFoundError:
+    return NotFoundError(f"agent {call.memory.agent_id!r} has no episode {call.parameters['id']}")
+
+
+# --- searching
+
+
+async def search(call: Call[SearchBody]) -> EpisodesAnswer:
+    """By words."""
+    _check_search(call)
+    body = call.body
+    start, end = _between(body)
+    episodes = await call.memory.search_episodes(
+        body.query,
+        body.limit,
+        episode_type=body.episode_type,
+        memory_type=body.memory_type,
+        start=start,
+        end=end,
+        as_of=_as_of(body),
+    )
+    return _page(episodes, None)
+
+
+async def semantic_search(call: Call[SemanticBody]) -> ResultsAnswer:
+    """By meaning."""
+    _check_search(call)
+    body = call.body
+    return _results(
+        await call.memory.semantic_search(
+            body.query, body.limit, body.min_score, explain=body.explain, as_of=_as_of(body)
+        )
+    )
+
+
+async def hybrid_search(call: Call[HybridBody]) -> ResultsAnswer:
+    """By both."""
+    _check_search(call)
+    body = call.body
+    return _results(
+        await call.memory.hybrid_search(
+            body.query, body.limit, body.semantic_weight, explain=body.explain, as_of=_as_of(body)
+        )
+    )
+
+
+async def find_similar(call: Call[LimitQuery]) -> ResultsAnswer:
+    """What is like an episode."""
+    _check_search(call)
+    query = call.body
+    return _results(
+        await call.memory.find_similar_episodes(
+            call.parameters["id"], query.limit, explain=query.explain, as_of=_as_of(query)
+        )
+    )
+
+
+async def search_status(call: Call[Nothing]) -> SearchStatusAnswer:
+    """What is indexed."""
+    status = await call.memory.get_semantic_search_status()
+    return SearchStatusAnswer(
+        enabled=status.enabled,
+        indexing=status.indexing,
+        language=status.language,
+        analyser_version=status.analyser_version,
+        model=status.model,
+        dimensions=status.dimensions,
+        indexed_episodes=status.indexed,
+        pending_episodes=status.pending,
+        ram_bytes=status.ram_bytes,
+    )
+
+
+def _check_search(call: Call[SearchBody] | Call[SemanticBody] | Call[HybridBody] | Call[LimitQuery]) -> None:
+    if not call.services.search_is_on:
+        raise NotEnabledError("search is not enabled on this server")
+
+
+def _results(results: Sequence[SearchResult]) -> ResultsAnswer:
+    return ResultsAnswer(
+        results=[
+            Result(
+                episode=EpisodeAnswer.of(result.episode),
+                score=result.score,
+                keyword_score=result.keyword_score,
+                semantic_score=result.semantic_score,
+                explanation=None if result.explanation is None else dict(result.explanation),
+            )
+            for result in results
+        ]
+    )
+
+
+# --- the whole memory
+
+
+async def statistics(call: Call[Nothing]) -> StatisticsAnswer:
+    """Its figures."""
+    its = await call.memory.get_statistics()
+    return StatisticsAnswer(
+        total_episodes=its.total_episodes,
+        oldest_episode=None if its.oldest_episode is None else seconds_of(its.oldest_episode),
+        newest_episode=None if its.newest_episode is None else seconds_of(its.newest_episode),
+        avg_relevance=its.avg_relevance,
+        episodes_by_type=dict(its.episodes_by_type),
+        bytes=its.bytes,
+    )
+
+
+async def forget(call: Call[ForgetBody]) -> ForgetAnswer:
+    """The least relevant."""
+    body = call.body
+    receipt = await call.memory.forget(
+        body.min_relevance, max_episodes=body.max_episodes, max_bytes=body.max_bytes, dry_run=body.dry_run
+    )
+    return ForgetAnswer(
+        forgotten=receipt.episodes,
+        bytes=receipt.bytes,
+        by_memory_type=dict(receipt.by_memory_type),
+        rows=dict(receipt.rows),
+        ids=receipt.ids,
+        dry_run=receipt.dry_run,
+    )
+
+
+async def purge(call: Call[PurgeBody]) -> PurgeAnswer:
+    """What had ended."""
+    receipt = await call.memory.purge(moment_of(call.body.before, "before"), erase=call.body.erase)
+    return PurgeAnswer(episodes=receipt.episodes, versions=receipt.versions, bytes=receipt.bytes)
+
+
+async def clear(call: Call[EraseQuery]) -> ClearAnswer:
+    """All of it."""
+    receipt = await call.memory.clear(erase=call.body.erase)
+    return ClearAnswer(episodes=receipt.episodes, bytes=receipt.bytes)
+
+
+# --- consolidating
+
+
+async def consolidate(call: Call[ConsolidateBody]) -> ConsolidationAnswer:
+    """By a policy of the server's."""
+    body = call.body
+    since = None if body.since is None else moment_of(body.since, "since")
+    its = await call.memory.consolidate(body.policy, dry_run=body.dry_run, since=since)
+    return ConsolidationAnswer(
+        consolidated=len(its.superseded) + len(its.forgotten),
+        consolidation_id=its.consolidation_id,
+        policy=its.policy,
+        offered=its.offered,
+        created=_all(its.created),
+        superseded=dict(its.superseded),
+        forgotten=its.forgotten,
+        dropped=dict(its.dropped),
+        undo_until=None if its.undo_until is None else seconds_of(its.undo_until),
+        dry_run=its.dry_run,
+    )
+
+
+async def consolidations(call: Call[Nothing]) -> ConsolidationsAnswer:
+    """Those that can be undone."""
+    return ConsolidationsAnswer(
+        consolidations=[
+            UndoableAnswer(
+                consolidation_id=each.consolidation_id,
+                policy=each.policy,
+                consolidated_at=seconds_of(each.consolidated_at),
+                undo_until=seconds_of(each.undo_until),
+                created=each.created,
+                superseded=each.superseded,
+                forgotten=each.forgotten,
+            )
+            for each in await call.memory.consolidations()
+        ]
+    )
+
+
+async def undo(call: Call[Nothing]) -> UndoAnswer:
+    """Bring back what a consolidation took away."""
+    its = await call.memory.undo(call.parameters["id"])
+    return UndoAnswer(
+        consolidation_id=its.consolidation_id, restored=its.restored, removed=its.removed, kept=dict(its.kept)
+    )
+
+
+_MEMORY = "/memory/{agent}"
+_EPISODES = "/memory/{agent}/episodes"
+_EPISODE = "/memory/{agent}/episodes/{id}"
+_P = Permission
+
+MEMORY_ROUTES = (
+    route("POST", _EPISODES, _P.WRITE, store_episode, "Store an episode", StoreBody, StoredAnswer, status=201),
+    route(
+        "POST",
+        f"{_EPISODES}/batch",
+        _P.WRITE,
+        store_episodes,
+        "Store episodes in one atomic batch",
+        StoreManyBody,
+        StoredManyAnswer,
+        status=201,
+        slow=True,
+    ),
+    route("GET", _EPISODES, _P.READ, list_episodes, "All episodes of a time", EpisodesQuery, EpisodesAnswer, slow=True),
+    route("GET", f"{_EPISODES}/recent", _P.READ, get_recent, "The newest episodes", RecentQuery, EpisodesAnswer),
+    route(
+        "POST", f"{_EPISODES}/get", _P.READ, get_episodes, "Episodes by their ids", IdsBody, EpisodesAnswer, slow=True
+    ),
+    route("POST", f"{_EPISODES}/search", _P.READ, search, "Search by words", SearchBody, EpisodesAnswer, slow=True),
+    route(
+        "POST",
+        f"{_EPISODES}/semantic-search",
+        _P.READ,
+        semantic_search,
+        "Search by meaning",
+        SemanticBody,
+        ResultsAnswer,
+        slow=True,
+    ),
+    route(
+        "POST",
+        f"{_EPISODES}/hybrid-search",
+        _P.READ,
+        hybrid_search,
+        "Search by words and meaning",
+        HybridBody,
+        ResultsAnswer,
+        slow=True,
+    ),
+    route("GET", _EPISODE, _P.READ, get_episode, "One episode", AsOfQuery, EpisodeAnswer),
+    route("PATCH", _EPISODE, _P.WRITE, update_episode, "Change an episode", UpdateBody, EpisodeAnswer),
+    route("DELETE", _EPISODE, _P.DELETE, delete_episode, "Delete an episode", EraseQuery, DeletedAnswer),
+    route(
+        "GET",
+        f"{_EPISODE}/history",
+        _P.READ,
+        history,
+        "Earlier versions of an episode",
+        Nothing,
+        HistoryAnswer,
+        slow=True,
+    ),
+    route(
+        "POST",
+        f"{_EPISODE}/invalidate",
+        _P.DELETE,
+        invalidate,
+        "Retire what is no longer true",
+        Nothing,
+        InvalidatedAnswer,
+    ),
+    route("POST", f"{_EPISODE}/pin", _P.WRITE, pin, "Keep an episode, or no longer", PinBody, EpisodeAnswer),
+    route("POST", f"{_EPISODE}/boost", _P.WRITE, boost, "Make an episode more relevant", BoostBody, EpisodeAnswer),
+    route(
+        "GET",
+        f"{_EPISODE}/similar",
+        _P.READ,
+        find_similar,
+        "Episodes like this one",
+        LimitQuery,
+        ResultsAnswer,
+        slow=True,
+    ),
+    route(
+        "POST",
+        f"{_MEMORY}/recall",
+        _P.READ,
+        recall,
+        "The most relevant episodes",
+        RecallBody,
+        EpisodesAnswer,
+        slow=True,
+    ),
+    route("GET", f"{_MEMORY}/statistics", _P.READ, statistics, "Figures of a memory", Nothing, StatisticsAnswer),
+    route(
+        "GET",
+        f"{_MEMORY}/semantic-search/status",
+        _P.READ,
+        search_status,
+        "What is indexed, and how",
+        Nothing,
+        SearchStatusAnswer,
+        slow=True,
+    ),
+    route(
+        "POST",
+        f"{_MEMORY}/forget",
+        _P.MAINTAIN,
+        forget,
+        "Forget the least relevant episodes",
+        ForgetBody,
+        ForgetAnswer,
+        dry_run=_P.PLAN,
+        slow=True,
+        audit="memory_forgotten",
+    ),
+    route(
+        "POST",
+        f"{_MEMORY}/purge",
+        _P.MAINTAIN,
+        purge,
+        "Remove for good what had ended",
+        PurgeBody,
+        PurgeAnswer,
+        slow=True,
+        audit="memory_purged",
+    ),
+    route(
+        "POST",
+        f"{_MEMORY}/consolidate",
+        _P.MAINTAIN,
+        consolidate,
+        "Let a policy make less of a memory",
+        ConsolidateBody,
+        ConsolidationAnswer,
+        dry_run=_P.PLAN,
+        slow=True,
+        audit="memory_consolidated",
+    ),
+    route(
+        "GET",
+        f"{_MEMORY}/consolidations",
+        _P.READ,
+        consolidations,
+        "What can be undone",
+        Nothing,
+        ConsolidationsAnswer,
+        slow=True,
+    ),
+    route(
+        "POST",
+        f"{_MEMORY}/consolidations/{{id}}/undo",
+        _P.MAINTAIN,
+        undo,
+        "Undo a consolidation",
+        Nothing,
+        UndoAnswer,
+        slow=True,
+        audit="consolidation_undone",
+    ),
+    route(
+        "DELETE",
+        _MEMORY,
+        _P.MAINTAIN,
+        clear,
+        "Delete the memory of an agent",
+        EraseQuery,
+        ClearAnswer,
+        slow=True,
+        audit="memory_cleared",
+    ),
+)

@@ -1,0 +1,137 @@
+"""Running the server: open the store, listen, answer, and end without losing anything.
+
+SIGTERM and Ctrl-C end it: no connection is taken any more, requests under way are finished for as long as the settings
+say, then accounts and store are closed. A second signal does not wait for the requests.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from qilbee_core import SettingsError, Store, open_store
+from qilbeedb.accounts import Accounts
+from qilbeedb.server.app import create_app
+from qilbeedb.server.logs import set_up
+from qilbeedb.server.protocol import protocol
+from qilbeedb.server.settings import ServerSettings, ServiceSettings
+
+__all__ = ["listen", "serve", "uvicorn_config"]
+
+log = logging.getLogger(__name__)
+
+_SWITCH_INTERVAL_S = 0.001
+"""How long a thread of the pool keeps the interpreter from the event loop; 5 ms by default, which one would notice."""
+_BACKLOG = 2048
+
+
+def serve(settings: ServiceSettings, *, ready: Callable[[str], object] = lambda _: None) -> None:
+    """Serve until a signal ends it. ``ready`` is called with the URL once requests are answered.
+
+    SettingsError where it cannot listen as the settings say, and what :func:`~qilbee_core.open_store` raises.
+    """
+    its = settings.server
+    os.umask(0o077)  # whatever is made from now on is for this user alone
+    set_up(its.log_level, its.log_format)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    listener = listen(its)
+    try:
+        store = open_store(settings)
+        try:
+            accounts = None if its.insecure_no_login else _open_accounts(store, settings)
+            app = create_app(store, accounts, settings)
+            server = _Server(uvicorn_config(app, its), ready, _url(its, listener))
+        except BaseException:
+            store.close()
+            raise
+        # uvicorn gives the signal on to whoever was asked before it: nobody, for what there is to do is done then.
+        signal.signal(signal.SIGTERM, _nothing)
+        signal.signal(signal.SIGINT, _nothing)
+        gc.collect()
+        gc.freeze()  # what is here now stays: looking through it again and again takes a tenth of a request
+        server.run(sockets=[listener])
+    finally:
+        listener.close()
+    log.info("ended")
+
+
+def _open_accounts(store: Store, settings: ServiceSettings) -> Accounts:
+    accounts = Accounts.open(store, settings.accounts)
+    if accounts.first_password is not None:
+        # On the terminal of whoever starts it, and nowhere else.
+        print(f"The first administrator is admin, with the password {accounts.first_password}", file=sys.stderr)  # noqa: T201
+    return accounts
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, that tells when it is ready."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[str], object], url: str) -> None:
+        super().__init__(config)
+        self._ready = ready
+        self._url = url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        log.info("listening on %s", self._url)
+        self._ready(self._url)
+
+
+def uvicorn_config(app: ASGIApp, its: ServerSettings) -> uvicorn.Config:
+    """How uvicorn is to serve the application."""
+    return uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=protocol(its.receive_timeout_s),
+        ws="none",
+        lifespan="on",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=max(1, round(its.keep_alive_s)),
+        timeout_graceful_shutdown=max(1, round(its.shutdown_timeout_s)),
+        ssl_certfile=its.tls_certificate,
+        ssl_keyfile=its.tls_key,
+    )
+
+
+def listen(its: ServerSettings) -> socket.socket:
+    """The socket to listen on, bound before the store is opened: a port that is taken costs nothing then."""
+    try:
+        (family, kind, number, _, address), *_ = socket.getaddrinfo(
+            its.host, its.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        listener = socket.socket(family, kind, number)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {its.host} port {its.port}: {error.strerror}", remedy="give another server.host or port"
+        ) from error
+    return listener
+
+
+def _url(its: ServerSettings, listener: socket.socket) -> str:
+    scheme = "http" if its.tls_certificate is None else "https"
+    host = f"[{its.host}]" if ":" in its.host else its.host
+    return f"{scheme}://{host}:{listener.getsockname()[1]}"
+
+
+def _nothing(_number: int, _frame: FrameType | None) -> None:
+    pass

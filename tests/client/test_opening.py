@@ -1,0 +1,148 @@
+"""What ``QilbeeDB(...)`` takes, and what it says to what it does not."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from shutil import which
+
+import pytest
+
+from qilbeedb import AsyncQilbeeDB, QilbeeDB
+from qilbeedb.exceptions import InvalidError, SettingsError, StoreClosedError, UnavailableError
+from qilbeedb.memory import Episode, MemoryConfig
+
+from .serving import PASSWORD, Server
+
+
+def test_a_path_is_opened_in_this_process(tmp_path: Path) -> None:
+    for target in (tmp_path / "data", str(tmp_path / "data"), {"uri": tmp_path / "data"}):
+        with QilbeeDB(target) as db:
+            memory = db.agent_memory("bot")
+            memory.store_episode(Episode.observation("bot", "again"))
+    with QilbeeDB(tmp_path / "data") as db:
+        assert db.agent_memory("bot").get_statistics().total_episodes == 3
+        assert db.agents() == ["bot"]
+
+
+def test_the_other_keys_of_a_path_are_those_of_the_storage(tmp_path: Path) -> None:
+    config = {"uri": tmp_path / "data", "compression_type": "zstd", "memory": MemoryConfig(max_episodes=7)}
+    with QilbeeDB(config) as db:
+        settings = db._place._store.settings  # type: ignore[union-attr]
+        assert (settings.storage.codec, settings.memory.max_episodes) == ("zstd", 7)
+    with pytest.raises(SettingsError, match="compresion_type"):
+        QilbeeDB({"uri": tmp_path / "data", "compresion_type": "zstd"})
+    with pytest.raises(SettingsError, match="MemoryConfig"):
+        QilbeeDB({"uri": tmp_path / "data", "memory": {"max_episodes": 7}})
+
+
+def test_nothing_is_sent_before_the_first_call() -> None:
+    with QilbeeDB("http://127.0.0.1:9") as db:
+        assert db.agent_memory("bot").agent_id == "bot"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("localhost:7474", "http://localhost:7474"),
+        ("127.0.0.1:7474/base", "http://127.0.0.1:7474"),
+        ("ftp://localhost", "http://"),
+        ({}, "uri"),
+        ({"uri": 7}, "uri"),
+        ({"uri": "http://localhost", "timeout": "30"}, "timeout"),
+        ({"uri": "http://localhost", "timeout": 0}, "timeout"),
+        ({"uri": "http://localhost", "retries": -1}, "retries"),
+        ({"uri": "http://localhost", "api_key": ""}, "api_key"),
+        ({"uri": "http://localhost", "apikey": "x"}, "api_key"),
+        ({"uri": "http://localhost", "memory": MemoryConfig()}, "server"),
+        ({"uri": "http://localhost", "verify_ssl": "no-such-file.pem"}, "no-such-file.pem"),
+        ({"uri": "http://localhost:port"}, "http://localhost:port"),
+        ("http://localhost:99999", "http://localhost:99999"),
+        ("http://:7474", "names no host"),
+        ("http://admin:secret@localhost:7474", "use login"),
+    ],
+    ids=str,
+)
+def test_what_it_does_not_take_is_refused_with_what_to_write(given: object, said: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=said):
+        QilbeeDB(given)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_secret_is_shown() -> None:
+    with QilbeeDB({"uri": "http://127.0.0.1:9", "api_key": "qilbee_live_secret", "retries": 0}) as db:
+        with pytest.raises(UnavailableError) as caught:
+            db.agents()
+        told = f"{db!r} {caught.value} {caught.value.__cause__!r} {db._place!r} {db.agent_memory('bot')!r}"
+    assert "secret" not in told
+
+
+def test_a_closed_database_says_so(tmp_path: Path) -> None:
+    for db in (QilbeeDB("http://127.0.0.1:9"), QilbeeDB(tmp_path / "data")):
+        memory = db.agent_memory("bot")
+        db.close()
+        db.close()
+        with pytest.raises(StoreClosedError):
+            memory.get_recent_episodes()
+
+
+def test_an_embedded_one_for_asyncio_is_opened_by_async_with(tmp_path: Path) -> None:
+    async def main() -> None:
+        db = AsyncQilbeeDB(tmp_path / "data")
+        with pytest.raises(StoreClosedError, match="async with"):
+            db.agent_memory("bot")
+        await db.close()  # nothing to close
+        async with db:
+            await db.agent_memory("bot").store_episode(Episode.observation("bot", "there"))
+            assert await db.agents() == ["bot"]
+            assert (await db.health()).status == "healthy"
+            with pytest.raises(InvalidError, match="no accounts"):
+                await db.list_users()
+
+    asyncio.run(main())
+
+
+def test_a_closed_one_for_asyncio_says_so() -> None:
+    async def main() -> None:
+        async with AsyncQilbeeDB("http://127.0.0.1:9") as db:
+            memory = db.agent_memory("bot")
+        with pytest.raises(StoreClosedError):
+            await memory.get_recent_episodes()
+
+    asyncio.run(main())
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that vouches for itself, and its key."""
+    if which("openssl") is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    place = tmp_path_factory.mktemp("tls")
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    )
+    files: list[str | Path] = ["-keyout", place / "key.pem", "-out", place / "certificate.pem"]
+    subprocess.run([*command.split(), *files], check=True, capture_output=True, timeout=60)
+    return place / "certificate.pem", place / "key.pem"
+
+
+@pytest.fixture(scope="module")
+def secure(certificate: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    tables = {"server": {"tls_certificate": str(certificate[0]), "tls_key": str(certificate[1])}}
+    with Server(tmp_path_factory.mktemp("secure"), tables=tables) as server:
+        yield server
+
+
+def test_a_certificate_is_checked_unless_told_otherwise(secure: Server, certificate: tuple[Path, Path]) -> None:
+    assert secure.url.startswith("https://")
+    for trusted in (str(certificate[0]), False):
+        with QilbeeDB({"uri": secure.url, "verify_ssl": trusted}) as db:
+            db.login("admin", PASSWORD)
+            assert db.agents() == []
+    with QilbeeDB({"uri": secure.url, "retries": 0}) as db, pytest.raises(UnavailableError, match="certificate verify"):
+        db.login("admin", PASSWORD)
