@@ -437,7 +437,7 @@ def test_an_agent_that_is_not_there_is_named_with_those_that_are(store_path: Pat
     assert (status, output) == (1, "error: agent 'carl' has stored nothing here: the agents are anna, bert\n")
 
 
-@pytest.mark.parametrize("command", ["show", "stats", "verify", "repair"])
+@pytest.mark.parametrize("command", ["show", "stats", "verify", "repair", "compact"])
 def test_looking_for_a_store_does_not_make_one(command: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("empty", "missing"):
@@ -459,7 +459,7 @@ def test_a_directory_or_a_file_that_is_no_store_is_refused(command: str, tmp_pat
         assert re.fullmatch(rf"error: {path} {complaint}: .+\n", output)
 
 
-@pytest.mark.parametrize("command", ["repair", "recover", "quickstart"])
+@pytest.mark.parametrize("command", ["repair", "compact", "recover", "quickstart"])
 def test_a_store_that_somebody_holds_is_not_changed_and_their_pid_is_told(
     command: str, store_path: Path, tmp_path: Path
 ) -> None:
@@ -528,6 +528,21 @@ def test_what_cannot_be_repaired_stays_an_error(store_path: Path) -> None:
     assert status == 1
     assert re.search(r"record-corrupt .* cannot", output)
     assert "error: 1 problem left: restore those episodes from a copy" in output
+
+
+def test_compact_gives_back_the_space_of_what_was_deleted_and_tells_how_much(store_path: Path) -> None:
+    with open_store(store_path) as store:
+        memory = store.agent_memory("carl")
+        memory.import_episodes(Episode.observation("carl", os.urandom(500).hex()) for _ in range(2000))
+        store.compact()  # else it never comes to a file of tables
+        memory.clear()
+    status, output = run("compact", store_path)
+    assert status == 0
+    sizes = re.fullmatch(rf"{store_path}: ([\d,]+) bytes before, ([\d,]+) now\n", output.replace("\n", "") + "\n")
+    assert sizes is not None
+    before, after = (int(size.replace(",", "")) for size in sizes.groups())
+    assert after < before / 2
+    assert run("verify", store_path)[0] == 0
 
 
 def test_plugins_names_each_provider_and_its_package() -> None:
@@ -678,3 +693,66 @@ def test_the_module_is_the_command_too(tmp_path: Path) -> None:
         [sys.executable, "-m", "qilbee_core.cli", "--version"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout == "qilbee-core 0.1.0\n"
+
+
+# Consolidation
+
+
+@pytest.fixture
+def orders_path(tmp_path: Path) -> Path:
+    with open_store(tmp_path / "orders") as store:
+        said = [
+            text for number in range(30) for text in (f"Order 47{number} is sent.", f"well, order 47{number} is sent")
+        ]
+        store.agent_memory("bot").store_episodes([Episode.observation("bot", text) for text in said])
+    return tmp_path / "orders"
+
+
+def test_consolidate_shows_what_would_be_done_does_it_and_undo_brings_it_back(orders_path: Path) -> None:
+    status, output = run("consolidate", orders_path, "bot", "--policy", "duplicates", "--dry-run")
+    assert status == 0
+    assert "Superseded: 30" in output
+    assert "Order 471 is sent." in output
+    assert "and 10 more" in output
+    assert "policy duplicates: 60 episodes would be 30 now" in output
+    assert "0 consolidations" in run("undo", orders_path, "bot")[1]
+    status, output = run("consolidate", orders_path, "bot")
+    assert status == 0
+    assert "policy duplicates: 60 episodes are 30 now" in output
+    (consolidation_id,) = re.findall(r"qilbee undo \.\.\. (\S+)", output)
+    assert "there is nothing to do among 30 episodes" in run("consolidate", orders_path, "bot")[1]
+    status, output = run("undo", orders_path, "bot")
+    assert (status, output.count(consolidation_id)) == (0, 1)
+    assert "0 created, 30 superseded, 0 forgotten" in " ".join(output.split())
+    status, output = run("undo", orders_path, "bot", consolidation_id)
+    assert status == 0
+    assert "30 episodes restored, 0 that were created are removed" in output
+    assert "agent bot has 60 episodes now" in output
+    status, output = run("undo", orders_path, "bot", consolidation_id)
+    assert status == 1
+    assert "no consolidation" in output
+
+
+def test_consolidate_takes_its_settings_from_the_configuration(orders_path: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('[memory]\nconsolidation_policy = "sessions"\n[memory.policies.sessions]\nratio = 0.5\n')
+    status, output = run("consolidate", orders_path, "bot", "--config", config, "--dry-run")
+    assert (status, "policy sessions" in output) == (0, True)
+    config.write_text("[memory.policies.sessions]\nratios = 0.5\n")
+    status, output = run("consolidate", orders_path, "bot", "--config", config, "--policy", "sessions")
+    assert (status, "policy 'sessions' has no setting 'ratios'" in output) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("consolidate", "nobody"), "agent 'nobody' has stored nothing here: the agents are bot"),
+        (("consolidate", "bot", "--policy", "summaries"), "no policy 'summaries'; installed are duplicates"),
+        (("undo", "bot", "yesterday"), "'yesterday' is not an episode id"),
+    ],
+)
+def test_a_mistake_in_consolidating_is_one_line(orders_path: Path, arguments: tuple[str, ...], complaint: str) -> None:
+    verb, *others = arguments
+    status, output = run(verb, orders_path, *others)
+    assert status == 1
+    assert complaint in output

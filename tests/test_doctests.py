@@ -7,10 +7,12 @@ import pkgutil
 import pytest
 
 import qilbee_core
+import qilbeedb
 
-MODULES = [
+MODULES = ["qilbeedb"] + [
     info.name
-    for info in pkgutil.walk_packages(qilbee_core.__path__, "qilbee_core.")
+    for package in (qilbee_core, qilbeedb)
+    for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     if not info.name.endswith("__main__")
 ]
 

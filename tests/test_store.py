@@ -842,7 +842,18 @@ class TestStore:
         store = open_here()
         store_some(store)
         figures = store.stats()
-        assert list(figures) == ["backend", "store_id", "durability", "recent_cache", "memory", "search", "engine"]
+        assert list(figures) == [
+            "backend",
+            "store_id",
+            "durability",
+            "recent_cache",
+            "memory",
+            "consolidation",
+            "reindexing",
+            "compaction",
+            "search",
+            "engine",
+        ]
         assert figures["backend"] == engine
         assert set(names_of(figures["durability"])) == {"level", "durable_sequence", "unsynced_age_ms"}
         assert set(names_of(figures["recent_cache"])) == {"bytes", "bytes_max", "hits", "misses"}
