@@ -87,20 +87,20 @@ def _show_requests(accounts: Accounts) -> None:
     caller = Caller(address="127.0.0.1")
     login = accounts.sessions.login(caller, "admin", PASSWORD)
     bearer = f"Bearer {login.access_token}"
-    principal = accounts.authenticate(bearer, None, "127.0.0.1")
+    principal = accounts.authenticate(bearer, None)
     key = accounts.keys.create(caller, principal.user_id, "benchmark").key
     row = accounts.tables.rows.get
     name = f"user/{principal.user_id}"
 
     def after_a_write() -> None:
         accounts.tables.rows.write({"benchmark": b""})
-        accounts.authenticate(bearer, None, "127.0.0.1")
+        accounts.authenticate(bearer, None)
 
     arms: dict[str, Callable[[], object]] = {
         "a row of the engine": lambda: row(name),
         "a write of accounts": lambda: accounts.tables.rows.write({"benchmark": b""}),
-        "authenticate, access token": lambda: accounts.authenticate(bearer, None, "127.0.0.1"),
-        "authenticate, API key": lambda: accounts.authenticate(None, key, "127.0.0.1"),
+        "authenticate, access token": lambda: accounts.authenticate(bearer, None),
+        "authenticate, API key": lambda: accounts.authenticate(None, key),
         "a write of accounts, and authenticate": after_a_write,
         "check_rate": lambda: accounts.check_rate("GeneralApi", principal, "127.0.0.1", "/memory/bot/episodes"),
     }

@@ -127,7 +127,15 @@ def serve_bare(_: str) -> None:
         ]
     )
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, loop="uvloop", http="httptools", log_config=None, access_log=False, lifespan="off")
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_keep_alive=600,
+    )
     say(f"http://127.0.0.1:{listener.getsockname()[1]}")
     uvicorn.Server(config).run(sockets=[listener])
 
@@ -168,7 +176,7 @@ def running(
         tables = {
             "storage": {"data_path": str(path / "data"), **storage},
             "search": {"indexing": indexing},
-            "server": {"port": 0, "log_level": "error"},
+            "server": {"port": 0, "log_level": "error", "keep_alive_s": 600},
         }
         key = "" if kind == "bare" else make_key(tables)
         command = [sys.executable, __file__, "--serve", kind, "--settings", encode(tables).decode()]
@@ -210,13 +218,17 @@ def request(method: str, path: str, key: str, body: bytes = b"") -> bytes:
 
 def answer(connection: socket.socket) -> int:
     """Read one answer, and give its status."""
-    data = connection.recv(65536)
+    data = part = connection.recv(65536)
     while b"\r\n\r\n" not in data:
-        data += connection.recv(65536)
+        assert part, "the server has closed the connection"
+        part = connection.recv(65536)
+        data += part
     head, _, body = data.partition(b"\r\n\r\n")
     length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
     while len(body) < length:
-        body += connection.recv(65536)
+        part = connection.recv(65536)
+        assert part, "the server has closed the connection"
+        body += part
     return int(head[9:12])
 
 

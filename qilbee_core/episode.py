@@ -337,7 +337,7 @@ def _moment_after(ttl: timedelta, expires_at: datetime | None) -> datetime:
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """What a consolidation policy decided; the store carries it out in one batch.
+    """What a consolidation policy decided; the store carries it out, a new memory and all that it is made of at once.
 
     ``create`` holds new memories; ``supersede`` maps the id of an offered episode to the id, among
     ``create`` or the offered ones, that takes its place; ``forget`` holds ids of offered episodes.

@@ -374,6 +374,8 @@ class SearchStatusAnswer(Answer):
     indexed_episodes: int
     pending_episodes: int
     ram_bytes: int
+    vectors_pending: int = 0
+    embedder_problem: str | None = None
 
 
 # --- the whole memory of an agent

@@ -448,6 +448,13 @@ def test_the_page_lists_every_key_with_its_type_and_its_default(table: str) -> N
     assert all(row[3].endswith(".") for row in rows)
 
 
+def test_a_wrong_value_in_a_table_is_told_without_what_else_is_in_it() -> None:
+    given = {"search": {"embedders": {"openai": {"api_key": "very secret", "model": None}}}}
+    with pytest.raises(SettingsError, match=r"search\.embedders: Expected") as refused:
+        Settings.load(given, environ={})
+    assert "very secret" not in str(refused.value)
+
+
 def test_the_tables_of_the_page_are_those_of_the_settings() -> None:
     assert re.findall(r"^## \[(.*)\]$", PAGE, re.M) == [field.name for field in fields(Settings)] == list(TABLES)
 

@@ -316,7 +316,8 @@ def check_mark(vector: dict[str, Any]) -> None:
 
 
 def check_account(vector: dict[str, Any]) -> None:
-    key, value, payload = account_key(vector["name"]), bytes.fromhex(vector["bytes"]), bytes.fromhex(vector["payload_bytes"])
+    key, value = account_key(vector["name"]), bytes.fromhex(vector["bytes"])
+    payload = bytes.fromhex(vector["payload_bytes"])
     assert frame(key, payload) == value
     assert unframe(key, value) == payload
 

@@ -273,7 +273,7 @@ def test_a_space_byte_without_more_is_a_key_of_no_agent() -> None:
         if space is Space.CATALOG:
             assert parse(bytes((space,))).fields == b""
         else:
-            with pytest.raises(CorruptRecordError, match="no agent id|no name"):
+            with pytest.raises(CorruptRecordError, match=r"no agent id|no name"):
                 parse(bytes((space,)))
 
 

@@ -299,8 +299,8 @@ def reembed(
 ) -> None:
     """Let another embedder tell the meaning of what is stored.
 
-    Its vectors are made beside those in use, which one key then switches. Interrupted, run it again: it goes on where it
-    was. Its settings are those of [search.embedders.NAME] in the configuration.
+    Its vectors are made beside those in use, which one key then switches. Interrupted, run it again: it goes on where
+    it was. Its settings are those of [search.embedders.NAME] in the configuration.
     """
     settings = _existing(directory, config)
     chosen = embedder or settings.search.embedder

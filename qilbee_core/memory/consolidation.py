@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from qilbee_core.batch import Delete, Operation, Put, WriteBatch
 from qilbee_core.config import MemorySettings
 from qilbee_core.episode import Consolidation, ConsolidationResult, Episode, UndoReceipt
-from qilbee_core.errors import DataError, InvalidError, NotFoundError, ProviderNotFoundError, shown
+from qilbee_core.errors import DataError, InvalidError, NotFoundError, ProviderNotFoundError, QilbeeError, shown
 from qilbee_core.ids import datetime_of_us, draw_id, event_us_of, format_id, lowest_id, parse_id, us_of_datetime
 from qilbee_core.interfaces import ConsolidationPolicy
 from qilbee_core.keys import Space
@@ -288,10 +288,13 @@ class Consolidations(Searches):
 
     def consolidations(self) -> list[Consolidation]:
         """Those that can be undone, the newest first."""
-        self.end_undo()
+        with suppress(QilbeeError):  # a store that takes no writes can be read
+            self.end_undo()
         found: dict[bytes, Consolidation] = {}
         for _, row in self._undo_rows():
             begun_us = event_us_of(row.consolidation)
+            if self._is_over(begun_us):
+                continue
             before = found.get(row.consolidation)
             found[row.consolidation] = Consolidation(
                 consolidation_id=format_id(row.consolidation),
@@ -308,7 +311,7 @@ class Consolidations(Searches):
         """Bring back what a consolidation took away, and take away what it created."""
         id_bytes = parse_id(consolidation_id)
         self.end_undo()
-        keys = [key for key, row in self._undo_rows(event_us_of(id_bytes)) if row.consolidation == id_bytes]
+        keys = [key for key, row in self._undo_rows(max(0, event_us_of(id_bytes))) if row.consolidation == id_bytes]
         if not keys:
             raise NotFoundError(
                 f"agent {self.agent_id!r} has no consolidation {consolidation_id} that can be undone",
@@ -368,8 +371,7 @@ class Consolidations(Searches):
         """
         ended = 0
         for key, row in self._undo_rows():
-            over = self._undo_until(event_us_of(row.consolidation)) <= datetime_of_us(self._context.now_us())
-            if not over or stop():
+            if not self._is_over(event_us_of(row.consolidation)) or stop():
                 break
             if row.forgotten or not self._keep_history:
                 self._commit(ChangeKind.DELETE, self._plan_end, key)
@@ -406,6 +408,9 @@ class Consolidations(Searches):
         for key, value in self._backend.scan(self._keys.undo(from_us), self._keys.range(Space.PLAN)[1]):
             with suppress(DataError):  # verify() names it
                 yield key, decode_undo(key, value)
+
+    def _is_over(self, begun_us: int) -> bool:
+        return self._undo_until(begun_us) <= datetime_of_us(self._context.now_us())
 
     def _undo_until(self, begun_us: int) -> datetime:
         try:

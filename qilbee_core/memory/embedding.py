@@ -32,6 +32,7 @@ from qilbee_core.errors import (
     ProviderNotFoundError,
     QilbeeError,
     StorageError,
+    StoreClosedError,
 )
 from qilbee_core.keys import AgentKeys, Space, parse, range_of
 from qilbee_core.memory.commit import Agent, Context
@@ -52,7 +53,7 @@ from qilbee_core.search.nearest import Nearness, VectorNearness
 from qilbee_core.search.question import CHARACTERS_MAX
 from qilbee_core.search.vectors import VectorIndex
 
-__all__ = ["Embedding", "Paused"]
+__all__ = ["Direction", "Embedding", "Paused"]
 
 log = logging.getLogger(__name__)
 
@@ -73,16 +74,25 @@ Paused = Callable[[], AbstractContextManager[None]]
 """While it lasts nobody erases files, since an open scan would keep them."""
 
 
+class Direction(NamedTuple):
+    """What is looked for, in the numbers of one model: compared with vectors of that one alone."""
+
+    model: int
+    vector: NDArray[np.float32]
+
+
 class _Work:
     """What has to be encoded of one agent."""
 
-    __slots__ = ("agent", "ids", "scan")
+    __slots__ = ("agent", "ids", "noted", "scan")
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
         self.ids: dict[bytes, None] = {}
         self.scan = False
         """Whether it is to be found out first."""
+        self.noted = False
+        """Whether rows were written since this was last looked at."""
 
 
 class _Part(NamedTuple):
@@ -127,6 +137,11 @@ class Embedding:
         if self._thread is not None:
             self._thread.join(_CLOSE_S)
 
+    def check_open(self) -> None:
+        """StoreClosedError once it is closed."""
+        if self._closing.is_set():
+            raise StoreClosedError("the store is closed")
+
     def _start(self) -> None:
         if self._thread is None and (self.encoder is not None or self._context.catalog.vectors.leaving):
             self._thread = threading.Thread(target=self._run, name="qilbee-embedding", daemon=True)
@@ -134,8 +149,8 @@ class Embedding:
 
     # --- for those who search
 
-    def vector(self, text: str) -> NDArray[np.float32] | None:
-        """The vector of what is asked; None where there is no encoder, or it fails."""
+    def asked(self, text: str) -> Direction | None:
+        """What a query means; None where there is no encoder, or it fails."""
         text = text[:CHARACTERS_MAX].strip()
         encoder = self.encoder
         if encoder is None or not text or (self.problem is not None and time.monotonic() < self._retry_at_s):
@@ -146,23 +161,22 @@ class Embedding:
             self._failed(error)
             return None
         self._worked()
-        return vector
+        return Direction(encoder.number, vector)
 
     def nearness(
-        self, agent: Agent, index: AgentIndex, vector: NDArray[np.float32] | None, others: Callable[[], Nearness]
+        self, agent: Agent, index: AgentIndex, direction: Direction | None, others: Callable[[], Nearness]
     ) -> VectorNearness | None:
-        """How near the turns of an index are to a vector; by ``others`` where an episode has none yet."""
-        if vector is None:
+        """How near the turns of an index are; by ``others`` where an episode has no vector yet."""
+        vectors = None if direction is None else self._loaded(agent, index)
+        if direction is None or vectors is None or vectors.model != direction.model:  # another one is used by now
             return None
-        vectors = self._loaded(agent, index)
-        if vectors is None or len(vector) != vectors.dimensions:  # the encoder was changed in between
-            return None
-        return VectorNearness(index, vectors, vector, others() if len(vectors) < len(index) else None)
+        return VectorNearness(index, vectors, direction.vector, others() if len(vectors) < len(index) else None)
 
-    def vector_of(self, agent: Agent, index: AgentIndex, id_bytes: bytes) -> NDArray[np.float32] | None:
-        """The vector of an episode, if there is one."""
+    def of_episode(self, agent: Agent, index: AgentIndex, id_bytes: bytes) -> Direction | None:
+        """What an episode means, if it has a vector."""
         vectors = self._loaded(agent, index)
-        return None if vectors is None else vectors.vector_of(id_bytes)
+        vector = None if vectors is None else vectors.vector_of(id_bytes)
+        return None if vectors is None or vector is None else Direction(vectors.model, vector)
 
     def pending(self, agent: Agent) -> int:
         """Episodes of an agent that have no vector yet."""
@@ -203,6 +217,8 @@ class Embedding:
                 found = [(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
                 self._put(vectors, iter(found), encoder)
                 if len(found) < len(ids):
+                    if self._writes and not self._context.single_process:
+                        self._embed(agent, ids)  # another process made their rows, and may have no encoder
                     break
                 missing = (id_bytes for id_bytes in index.ids() if id_bytes not in vectors)
         return vectors
@@ -220,11 +236,13 @@ class Embedding:
 
     def _embed_soon(self, agent: Agent, rows: Sequence[Operation]) -> None:
         """Take note of rows that are about to be written, so that no cursor ever covers one that is not noted."""
-        if self.encoder is None:
-            return
-        ids = [operation.key[-16:] for operation in rows if isinstance(operation, Put)]
+        if self.encoder is not None:
+            self._embed(agent, [operation.key[-16:] for operation in rows if isinstance(operation, Put)])
+
+    def _embed(self, agent: Agent, ids: Sequence[bytes]) -> None:
         with self._lock:
             work = self._work_of(agent)
+            work.noted = True
             work.ids.update(dict.fromkeys(ids))
             work.ids.pop(NO_ID, None)
             self._refused.get(agent.id, set()).difference_update(ids)
@@ -352,10 +370,16 @@ class Embedding:
                     self._closing.wait(_RETRY_S)  # what cannot be written is not asked for
                 elif wait_s > 0:
                     self._closing.wait(wait_s)
-                elif encoder is None or not self._round(encoder):
+                elif encoder is not None and self._round(encoder):
+                    continue
+                elif encoder is not None and self.problem is not None:
+                    self._try_again(encoder)
+                else:
                     self._woken.wait()
                     self._woken.clear()
-            except QilbeeError as error:
+            except Exception as error:
+                if not isinstance(error, QilbeeError):
+                    log.exception("the thread that makes vectors met what it does not know")
                 if not self._closing.is_set():
                     self._failed(error)
 
@@ -406,7 +430,7 @@ class Embedding:
                 if not self._works:
                     break
                 work = next(iter(self._works.values()))
-                scan, work.scan = work.scan, False
+                scan, work.scan, work.noted = work.scan, False, False
             try:
                 parts.append(part := self._part(work, scan, room, encoder))
             except BaseException:
@@ -433,7 +457,7 @@ class Embedding:
                 del work.ids[id_bytes]
             if self._works.get(agent.id) is work:
                 self._works.move_to_end(agent.id)
-            is_last = not work.ids and not work.scan
+            is_last = not work.ids and not work.scan and not work.noted
             if is_last:
                 self._works.pop(agent.id, None)
             ids = [id_bytes for id_bytes in taken if id_bytes not in refused]
@@ -446,6 +470,14 @@ class Embedding:
             for part in parts:
                 work = self._work_of(part.agent)
                 work.ids = dict.fromkeys(part.ids) | work.ids
+
+    def _try_again(self, encoder: Encoder) -> None:
+        """Find out whether an encoder that failed, for somebody's query, works again."""
+        try:
+            encoder.encode([_CANARY])
+            self._worked()
+        except PluginError as error:
+            self._failed(error)
 
     def takes_others(self, encoder: Encoder) -> bool:
         """Whether an encoder that refused a text takes another."""
@@ -460,13 +492,14 @@ class Embedding:
         with self._lock:
             self._refused.setdefault(part.agent.id, set()).update(part.ids)
 
-    def _failed(self, error: QilbeeError) -> None:
+    def _failed(self, error: Exception) -> None:
         """Leave the encoder alone for some time."""
         if self.problem is None:
             log.warning("no vectors are made: %s", error)
         self.problem = str(error)
         self._retry_at_s = time.monotonic() + self._retry_s
         self._retry_s = min(2 * self._retry_s, _RETRY_S_MAX)
+        self._woken.set()
 
     def _worked(self) -> None:
         self.problem = None

@@ -53,7 +53,13 @@ class Encoder:
 
 
 def model_of(embedder: Embedder, provider: str, distribution: str) -> CatalogModel:
-    """What a store remembers of an embedder."""
+    """What a store remembers of an embedder; PluginError where that does not say what it is."""
+    name, dimensions = getattr(embedder, "name", None), getattr(embedder, "dimensions", None)
+    if not isinstance(name, str) or not name or type(dimensions) is not int or dimensions < 1:
+        raise PluginError(
+            f"embedder {provider!r} of {distribution} has the name {name!r} and {dimensions!r} dimensions",
+            remedy="both are attributes that are known before anything is asked: see docs/plugins.md",
+        )
     return CatalogModel(embedder.name, embedder.dimensions, ANALYSER_VERSION, provider, distribution)
 
 

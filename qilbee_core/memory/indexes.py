@@ -20,6 +20,8 @@ from qilbee_core.search.rows import Row
 
 __all__ = ["AgentSearch", "Indexes"]
 
+_PUT_EPISODES = 256
+"""That an index takes at once: each then costs half of what it costs alone."""
 _FOLLOW_EPISODES = 256
 """That are read at once."""
 _ATTEMPTS_MAX = 64
@@ -28,12 +30,14 @@ _ATTEMPTS_MAX = 64
 class AgentSearch:
     """What search holds of one agent in RAM. Everything under its lock."""
 
-    __slots__ = ("agent", "followed", "index", "lock", "ram_bytes", "reloads")
+    __slots__ = ("agent", "followed", "index", "lock", "ram_bytes", "reloads", "waiting")
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
         self.lock = threading.Lock()
         self.index: AgentIndex | None = None
+        self.waiting: list[tuple[bytes, Row | None]] = []
+        """Rows that the index is to take, many at once."""
         self.followed = Followed(0, 0, 0)
         self.reloads = 0
         self.ram_bytes = 0
@@ -41,15 +45,23 @@ class AgentSearch:
     def drop(self) -> None:
         """Let go of the index; the next search makes it anew."""
         self.index, self.ram_bytes = None, 0
+        self.waiting.clear()
 
     def take(self, made: Made) -> None:
         """Index the rows that were just made, if the index is where they begin."""
         if made.before is None:
             self.drop()
         elif self.index is not None and self.followed == made.before:
-            for id_bytes, row in made.rows:
-                self.index.put(id_bytes, row)
+            self.waiting += made.rows
             self.followed = made.after
+            if made.is_all or len(self.waiting) >= _PUT_EPISODES:
+                self.settle()
+
+    def settle(self) -> None:
+        """Have the index take what waits."""
+        if self.index is not None and self.waiting:
+            self.index.put(self.waiting)
+            self.waiting.clear()
 
 
 class Indexes:
@@ -114,6 +126,7 @@ class Indexes:
 
     def refresh(self, search: AgentSearch, ids: Iterable[bytes]) -> None:
         """Index some episodes as they are stored now."""
+        search.settle()
         if search.index is not None:
             self._put(search.index, search.agent, list(ids))
 
@@ -124,6 +137,7 @@ class Indexes:
         if search.index is None or search.followed.generation != generation or search.reloads != reloads:
             search.drop()
             self._open(search)
+        search.settle()
         index = self._follow(search)
         now = context.position(search.agent)
         if now is not None and now.expiry_us <= (now_us := context.now_us()):
@@ -193,5 +207,7 @@ class Indexes:
     def _put(self, index: AgentIndex, agent: Agent, ids: list[bytes]) -> None:
         """Index episodes as they are stored now."""
         records = self._context.backend.get_many([agent.keys.episode(id_bytes) for id_bytes in ids])
-        for id_bytes, record in zip(ids, records, strict=True):
-            index.put(id_bytes, None if record is None else self._rows.row(agent, id_bytes, record))
+        index.put(
+            (id_bytes, None if record is None else self._rows.row(agent, id_bytes, record))
+            for id_bytes, record in zip(ids, records, strict=True)
+        )

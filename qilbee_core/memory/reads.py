@@ -169,17 +169,27 @@ class Reads:
         if min_relevance is not None:
             check_share(min_relevance, "min_relevance")
         check_filters(episode_type, memory_type)
-        now_us = self._context.now_us()
         while True:
             in_force = self._orders()
             orders = [each for each in (*PINNED_ORDERS, *in_force) if memory_type in (None, each.memory_type)]
             if (head := self._agent.head) is not None:
                 orders = [order for order in orders if order.number in head.tallies]  # the others are empty
-            all_ranked = self._ranked(orders, now_us, reverse=True)
+            episodes = self._recalled(orders, limit, min_relevance, memory_type, episode_type)
             if self._orders() is in_force:
-                break  # else others took their place in between, and their rows may be gone
+                return episodes
+            # Others took their place meanwhile: some rows may be gone, and some relevances are those of the new ones.
+
+    def _recalled(
+        self,
+        orders: Sequence[Order],
+        limit: int,
+        min_relevance: float | None,
+        memory_type: MemoryType | None,
+        episode_type: str | None,
+    ) -> list[Episode]:
+        now_us = self._context.now_us()
         found: dict[bytes, Episode] = {}  # one that moves meanwhile may be met in two places
-        for ranked in all_ranked:
+        for ranked in self._ranked(orders, now_us, reverse=True):
             if min_relevance is not None and ranked.relevance < min_relevance:
                 break
             value = self._backend.get(self._keys.episode(ranked.id_bytes))

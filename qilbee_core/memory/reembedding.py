@@ -43,6 +43,7 @@ def reembed(context: Context, embedding: Embedding, encoder: Encoder | None, pro
             made += made_now
             if not made_now:
                 break
+        embedding.check_open()  # who closes the store meanwhile ends the passes early
     if number != before.model:
         now = catalog.vectors
         leaving = {*now.leaving, now.model} - {0}

@@ -8,14 +8,12 @@ from functools import partial
 from math import isfinite
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qilbee_core.episode import Episode, MemoryType
 from qilbee_core.errors import InvalidError, NotFoundError, shown
 from qilbee_core.ids import format_id, parse_id, us_of_datetime
 from qilbee_core.limits import LIMIT_MAX, check_flag, check_limit, check_moment
 from qilbee_core.memory.document import MEMORY_TYPE_NUMBERS
+from qilbee_core.memory.embedding import Direction
 from qilbee_core.memory.found import SearchResult, SearchStatus
 from qilbee_core.memory.reads import FRESH, check_filters
 from qilbee_core.memory.retiring import Retiring
@@ -81,10 +79,10 @@ class Searches(Retiring):
         check_limit(limit)
         check_score(min_score)
 
-        vector = self._indexing.embedding.vector(query)
+        asked = self._indexing.embedding.asked(query)
 
         def question(index: AgentIndex, most: int) -> list[Hit]:
-            return semantic(index, query, most, nearness=self._nearness(index, vector, query), min_score=min_score)
+            return semantic(index, query, most, nearness=self._nearness(index, asked, query), min_score=min_score)
 
         return self._results(question, limit, as_of, explain=explain)
 
@@ -95,10 +93,10 @@ class Searches(Retiring):
         check_query(query)
         check_limit(limit)
         now_us = self._context.now_us()
-        vector = None if semantic_weight == 0 else self._indexing.embedding.vector(query)
+        asked = None if semantic_weight == 0 else self._indexing.embedding.asked(query)
 
         def question(index: AgentIndex, most: int) -> list[Hit]:
-            nearness = self._nearness(index, vector, query)
+            nearness = self._nearness(index, asked, query)
             return hybrid(index, query, most, semantic_weight=semantic_weight, nearness=nearness, at_us=now_us)
 
         return self._results(question, limit, as_of, explain=explain)
@@ -112,9 +110,9 @@ class Searches(Retiring):
             if id_bytes not in index:
                 raise NotFoundError(f"agent {self.agent_id!r} has no episode {format_id(id_bytes)}")
             embedding = self._indexing.embedding
-            vector = embedding.vector_of(self._agent, index, id_bytes)
+            own = embedding.of_episode(self._agent, index, id_bytes)
             words = partial(words_of, index, id_bytes)
-            return similar(index, id_bytes, most, nearness=embedding.nearness(self._agent, index, vector, words))
+            return similar(index, id_bytes, most, nearness=embedding.nearness(self._agent, index, own, words))
 
         return self._results(question, limit, as_of, explain=explain)
 
@@ -137,13 +135,13 @@ class Searches(Retiring):
             embedder_problem=embedding.problem,
         )
 
-    def _nearness(self, index: AgentIndex, vector: NDArray[np.float32] | None, query: str) -> Nearness | None:
+    def _nearness(self, index: AgentIndex, asked: Direction | None, query: str) -> Nearness | None:
         """By the encoder, where there is one that could be asked."""
 
         def words() -> Meaning:
             return Meaning(index, question_of(query, index, 0).idfs)
 
-        return self._indexing.embedding.nearness(self._agent, index, vector, words)
+        return self._indexing.embedding.nearness(self._agent, index, asked, words)
 
     def _results(self, question: Question, limit: int, as_of: datetime | None, *, explain: bool) -> list[SearchResult]:
         check_flag(explain, "explain")

@@ -17,6 +17,7 @@ SOURCES_MAX = 500
 """Sources of one memory: their ids fit into its metadata, and all are superseded in one batch."""
 
 _COMMON_BYTES_MAX = 4096
+_DIGEST_BITS = 62
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
@@ -31,8 +32,8 @@ def derived_episode(
 ) -> Episode:
     """A memory that ``policy`` makes of 1 to ``SOURCES_MAX`` others of one agent.
 
-    It happened when the newest of them did. Its id is that one's with other random bits, taken from a digest of
-    everything that is given: who plans the same twice, here or in another process, makes the same episode. It is as
+    It happened when the newest of them did. Behind the event time, its id is taken from a digest of everything that is
+    given: who plans the same twice, here or in another process, makes the same episode. It is as
     relevant as the most relevant source. Metadata names ``policy`` and ``sources`` (ids, oldest first), and keeps
     what is alike in all of them and no list or object, such as a session or a user, up to 4 kB.
 
@@ -60,15 +61,10 @@ def derived_episode(
 
 
 def _derived_id(ids: Sequence[str], given: bytes) -> str:
-    newest = parse_id(ids[-1])
-    number = int.from_bytes(newest, "big") >> 20 << 20
-    attempt = 0
-    while True:
-        digest = blake2b(given, digest_size=8, salt=attempt.to_bytes(16, "big")).digest()
-        derived = format_id((number | int.from_bytes(digest, "big") & 0xFFFFF).to_bytes(16, "big"))
-        if derived not in ids:
-            return derived
-        attempt += 1
+    """The event time of the last of ``ids``, and 62 bits of a digest: twenty would meet in a large import."""
+    newest = int.from_bytes(parse_id(ids[-1]), "big") >> _DIGEST_BITS << _DIGEST_BITS
+    digest = int.from_bytes(blake2b(given, digest_size=8).digest(), "big") >> 64 - _DIGEST_BITS
+    return format_id((newest | digest).to_bytes(16, "big"))
 
 
 def _common(sources: Sequence[Episode]) -> dict[str, JSON]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -30,6 +30,14 @@ class Columns:
     def ram_bytes(self) -> int:
         """What the arrays take, unused rows too."""
         return sum(int(getattr(self, name).nbytes) for name in self.dtypes)
+
+    def taken(self, rows: NDArray[np.integer]) -> Self:
+        """Some of the rows, in another object."""
+        taken = type(self)()
+        taken.extend(len(rows))
+        for name in self.dtypes:
+            getattr(taken, name)[: len(rows)] = getattr(self, name)[rows]
+        return taken
 
     def extend(self, rows: int) -> int:
         """Append so many rows of zeros and return the number of the first."""
@@ -72,7 +80,6 @@ def scratch(rows: int, columns: int) -> NDArray[np.float32]:
 
 def maximum_at(target: NDArray[np.float32], where: NDArray[np.integer], values: NDArray[np.float32]) -> None:
     """The same as np.maximum.at, several times as fast: any of several values is written, until none is greater."""
-    while len(where):
-        greater = np.flatnonzero(values > target[where])
+    while len(greater := (values > target[where]).nonzero()[0]):
         where, values = where[greater], values[greater]
         target[where] = values

@@ -9,7 +9,9 @@ Searches may run beside each other; they change nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import ClassVar
 
 import numpy as np
@@ -17,9 +19,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from qilbee_core.search.columns import Columns
 from qilbee_core.search.lexicon import Lexicon
-from qilbee_core.search.postings import ONCE, Postings
+from qilbee_core.search.postings import ONCE, Entries, Found, Postings
 from qilbee_core.search.rows import EPISODE_TYPES, Row, unpack, unpack_all
-from qilbee_core.search.timeline import Timeline
+from qilbee_core.search.timeline import NOWHERE, Timeline
 from qilbee_core.search.vectors import VectorIndex
 
 __all__ = ["RARE", "TIME_WORDS_MAX", "AgentIndex", "Forward", "Terms", "Turns"]
@@ -29,6 +31,11 @@ COUNT_MAX = 255
 RARE = -1
 _LONG_COUNT_BITS = 32
 TIME_WORDS_MAX = 2
+_AT_ONCE = 8192
+"""Episodes of which all words are in RAM while an index is loaded."""
+_AT_ONCE_LEAST = 48
+"""Fewer are indexed one by one, which costs less then."""
+_UNSORTED_MAX = 2048
 COMPACT_LEAST = 1024
 """Removed turns below which an index is not compacted."""
 
@@ -79,9 +86,6 @@ class AgentIndex:
         self.lexicon = lexicon
         self.vectors: VectorIndex | None = None
         """Those of an encoder, where there is one, of some of the episodes here and of no others."""
-        self._clear()
-
-    def _clear(self) -> None:
         self.timeline = Timeline()
         self.turns = Turns()
         self.turns.extend(1)  # NOWHERE
@@ -92,6 +96,8 @@ class AgentIndex:
         self.stems: list[int | str] = []
         """Of each term."""
         self.postings = Postings()
+        self._sorted_to = 1
+        """Turns from this one on are not in the postings yet, but for their terms in Forward."""
         self.speakers: dict[str, int] = {}
         """Number of each speaker; 0 is nobody in particular."""
         self.turns_of_speaker: list[int] = [0]
@@ -100,6 +106,8 @@ class AgentIndex:
         self.episode_types: dict[str, int] = {name: number for number, name in enumerate(EPISODE_TYPES)}
         self.live_turns = 0
         self.live_words = 0
+        self.worth_once: NDArray[np.float32] | None = None
+        """Kept by score.py as long as nothing changes."""
 
     def __len__(self) -> int:
         """Episodes."""
@@ -133,6 +141,10 @@ class AgentIndex:
         where = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(len(owners))
         return owners, self.forward.term[where], self.forward.counts[where]
 
+    def find(self, terms: Sequence[int]) -> Found:
+        """The turns that hold some terms; removed ones too, until compaction."""
+        return self.postings.of(terms, self._unsorted())
+
     def turns_of(self, id_bytes: bytes) -> range:
         """The turns of an episode, one after another; none where it is not known."""
         return self.timeline.turns_of(id_bytes)
@@ -143,6 +155,7 @@ class AgentIndex:
 
     def add(self, id_bytes: bytes, row: Row) -> None:
         """Index an episode, in place of what was known of it."""
+        self.worth_once = None
         self.remove(id_bytes)
         self.timeline.append(id_bytes, row.session, [self._speaker(turn.speaker) for turn in row.turns])
         kind = self._episode_type(row.episode_type)
@@ -166,46 +179,62 @@ class AgentIndex:
                 counts[name] = counts.get(name, 0) + one + 1
             if length > COUNT_MAX:
                 counts = {stem: _bounded(each) for stem, each in counts.items()}
+            terms = self._terms(list(counts))
+            self.terms.frequency[terms] += 1
+            start = self.forward.extend(len(terms))
+            self.forward.term[start : self.forward.size] = terms
+            self.forward.counts[start : self.forward.size] = list(counts.values())
             number = turns.extend(1)
+            turns.entries_end[number] = self.forward.size
             turns.episode_type[number] = kind
             turns.memory_type[number] = row.memory_type
             turns.length[number] = length
             if not time_words.isdisjoint(said):
                 turns.time_words[number] = min(TIME_WORDS_MAX, sum([word in time_words for word in said]))
-            self._add_terms(number, counts)
             self.live_words += length
         self.live_turns += len(row.turns)
+        if self.turns.size - self._sorted_to > max(_UNSORTED_MAX, self._sorted_to // 8):
+            self._sort()
 
-    def _add_terms(self, number: int, counts: dict[int | str, int]) -> None:
-        terms = []
-        known, add = self.numbers, self.postings.add
-        for stem, each in counts.items():
-            term = known.get(stem)
-            if term is None:
-                term = known[stem] = self.terms.extend(1)
-                self.terms.stem[term] = stem if isinstance(stem, int) else RARE
-                self.stems.append(stem)
-            terms.append(term)
-            add(number, term, each)
-        self.terms.frequency[terms] += 1
-        start = self.forward.extend(len(terms))
-        self.turns.entries_end[number] = stop = start + len(terms)
-        here = slice(start, stop)
-        self.forward.term[here] = terms
-        self.forward.counts[here] = list(counts.values())
+    def _terms(self, stems: Sequence[int | str]) -> list[int]:
+        """The numbers of the terms of some different stems, perhaps new ones."""
+        known = self.numbers
+        new = [stem for stem in stems if stem not in known]
+        if new:
+            first = self.terms.extend(len(new))
+            self.terms.stem[first : self.terms.size] = [stem if isinstance(stem, int) else RARE for stem in new]
+            self.stems += new
+            known.update(zip(new, range(first, self.terms.size), strict=True))
+        return [known[stem] for stem in stems]
 
-    def put(self, id_bytes: bytes, row: Row | None) -> None:
-        """Index an episode as it is now, which may be gone."""
-        if row is None:
+    def put(self, rows: Iterable[tuple[bytes, Row | None]]) -> None:
+        """Index episodes as they are now, some of which may be gone."""
+        now = dict(rows)
+        there = [(id_bytes, row) for id_bytes, row in now.items() if row is not None]
+        if len(there) < _AT_ONCE_LEAST:
+            for id_bytes, row in now.items():
+                if row is None:
+                    self.remove(id_bytes)
+                else:
+                    self.add(id_bytes, row)
+            return
+        for id_bytes in now:
             self.remove(id_bytes)
-        else:
-            self.add(id_bytes, row)
+        speakers = self._extend([row for _, row in there])
+        at = 0
+        for id_bytes, row in there:
+            stop = at + len(row.turns)
+            self.timeline.append(id_bytes, row.session, speakers[at:stop])
+            at = stop
+        if self.turns.size - self._sorted_to > max(_UNSORTED_MAX, self._sorted_to // 8):
+            self._sort()
 
     def remove(self, id_bytes: bytes) -> bool:
         """Forget an episode; False where it is not known. What only it said is gone from RAM too."""
         turns = self.turns_of(id_bytes)
         if not turns:
             return False
+        self.worth_once = None
         if self.vectors is not None:
             self.vectors.remove(id_bytes)
         for turn in turns:
@@ -214,7 +243,6 @@ class AgentIndex:
             for term in terms[self.terms.frequency[terms] == 0].tolist():
                 del self.numbers[self.stems[term]]
                 self.stems[term] = ""
-                self.postings.drop(term)
             self._forget_speaker(int(self.timeline.speaker[turn]))
             self.live_words -= int(self.turns.length[turn])
         self.timeline.remove(turns)
@@ -229,162 +257,112 @@ class AgentIndex:
         Rows are taken as they come and not kept.
         """
         assert not len(self)
-        ids: list[bytes] = []
+        ids, turns_in, speakers = bytearray(), array("I"), array("I")
         sessions: list[str | None] = []
-        kinds: list[int] = []
-        memory_types: list[int] = []
-        turns_in: list[int] = []
-        speakers: list[str | None] = []
-        said: list[bytes] = []
-        asked: list[bytes] = []
-        rare_said: list[str] = []
-        rare_asked: list[str] = []
-        for id_bytes, row in rows:
-            ids.append(id_bytes)
-            sessions.append(row.session)
-            kind = row.episode_type
-            kinds.append(kind if isinstance(kind, int) else self._episode_type(kind))
-            memory_types.append(row.memory_type)
-            turns_in.append(len(row.turns))
-            for turn in row.turns:
-                speakers.append(turn.speaker)
-                said.append(turn.said)
-                asked.append(turn.asked)
-                rare_said.append(turn.rare_said)
-                rare_asked.append(turn.rare_asked)
-        if not ids:
-            return
-        in_row = np.array(turns_in)
-        numbers: dict[int | str, int] = {}
-        of_said, stem_said, time_words = self._words(said, rare_said, numbers)
-        of_asked, stem_asked, _ = self._words(asked, rare_asked, numbers)
+        names: dict[str | None, str | None] = {}
+        rows = iter(rows)
+        while some := list(islice(rows, _AT_ONCE)):
+            ids += b"".join([id_bytes for id_bytes, _ in some])
+            found = [row for _, row in some]
+            turns_in.extend([len(row.turns) for row in found])
+            sessions += [names.setdefault(row.session, row.session) for row in found]  # one object for each
+            speakers.extend(self._extend(found))
+        if ids:
+            self.timeline.load(bytes(ids), sessions, np.array(turns_in), np.array(speakers))
+            self._sort()
+
+    def _extend(self, rows: list[Row]) -> list[int]:
+        """Index the turns of some episodes but for their place in time; gives their speakers."""
+        self.worth_once = None
+        turns = [turn for row in rows for turn in row.turns]
+        in_row = [len(row.turns) for row in rows]
+        first = self.turns.extend(len(turns))
+        here = slice(first, self.turns.size)
+        self.turns.episode_type[here] = np.repeat([self._episode_type(row.episode_type) for row in rows], in_row)
+        self.turns.memory_type[here] = np.repeat([row.memory_type for row in rows], in_row)
+        of_said, said, time_words = self._words([turn.said for turn in turns], [turn.rare_said for turn in turns])
+        of_asked, asked, _ = self._words([turn.asked for turn in turns], [turn.rare_asked for turn in turns])
+        self.turns.time_words[here] = np.minimum(time_words, TIME_WORDS_MAX)
         of_turn = np.concatenate([of_said, of_asked])
-        stem = np.concatenate([stem_said, stem_asked])
-        is_asked = np.concatenate([np.zeros(len(of_said), np.int64), np.ones(len(of_asked), np.int64)])
-        # One entry for each stem of a turn, with its counts: equal ones stand together once they are sorted.
-        stems = [*range(len(self.lexicon.numbers)), *numbers]
-        keys = np.sort((of_turn * len(stems) + stem) << 1 | is_asked)
-        first = np.flatnonzero(np.diff(keys >> 1, prepend=-1))
-        counts = np.minimum(np.diff(first, append=len(keys)), COUNT_MAX)
-        asked_counts = np.minimum(np.add.reduceat(keys & 1, first), COUNT_MAX) if len(keys) else counts
-        entry_turn, entry_stem = np.divmod(keys[first] >> 1, len(stems))
-        self._fill(
-            ids=ids,
-            sessions=sessions,
-            turns_in=in_row,
-            speakers=speakers,
-            length=np.bincount(of_turn, minlength=len(said)),
-            time_words=np.minimum(time_words, TIME_WORDS_MAX),
-            episode_type=np.repeat(kinds, in_row),
-            memory_type=np.repeat(memory_types, in_row),
-            entry_turn=entry_turn,
-            entry_term=entry_stem,
-            stems=stems,
-            counts=counts << 8 | asked_counts,
-        )
+        self.turns.length[here] = length = np.bincount(of_turn, minlength=len(turns))
+        self.live_turns += len(turns)
+        self.live_words += int(length.sum())
+        # One entry for each term of a turn, with its counts: equal ones stand together once they are sorted.
+        keys = (of_turn << 32 | np.concatenate([said, asked])) << 1
+        keys[len(said) :] |= 1
+        keys.sort()
+        first_of = np.flatnonzero(np.diff(keys >> 1, prepend=-1))
+        counts = np.minimum(np.diff(first_of, append=len(keys)), COUNT_MAX)
+        asked_counts = np.minimum(np.add.reduceat(keys & 1, first_of), COUNT_MAX) if len(keys) else counts
+        entries = keys[first_of] >> 1
+        terms = entries & 0xFFFFFFFF
+        self.terms.frequency[: self.terms.size] += np.bincount(terms, minlength=self.terms.size)
+        start = self.forward.extend(len(entries))
+        self.forward.term[start : self.forward.size] = terms
+        self.forward.counts[start : self.forward.size] = counts << 8 | asked_counts
+        self.turns.entries_end[here] = start + np.cumsum(np.bincount(entries >> 32, minlength=len(turns)))
+        return [self._speaker(turn.speaker) for turn in turns]
 
     def _words(
-        self, packed: list[bytes], rare: list[str], numbers: dict[int | str, int]
+        self, packed: list[bytes], rare: list[str]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """For each word of some turns the turn and the stem; for each turn how many words of time it has.
-
-        Stems that are not shipped are numbered behind those that are.
-        """
+        """For each word of some turns the turn and the term; for each turn how many words of time it has."""
         in_turn, words = unpack_all(packed)
         turn = np.repeat(np.arange(len(packed)), in_turn)
-        stem = self.lexicon.stem_of_word_array[words].astype(np.int64)
         time_words = np.bincount(turn[self.lexicon.is_time_word[words]], minlength=len(packed))
+        stem = self.lexicon.stem_of_word_array[words]
+        terms = np.zeros(len(self.lexicon.numbers), np.int64)
+        used = np.flatnonzero(np.bincount(stem, minlength=len(terms)))
+        terms[used] = self._terms(used.tolist())
         found = " ".join(filter(None, rare)).split(" ") if any(rare) else []
         different = list(dict.fromkeys(found))
-        shipped = len(self.lexicon.numbers)
-        number_of = {
-            word: each if isinstance(each, int) else shipped + numbers.setdefault(each, len(numbers))
-            for word, each in zip(different, self.lexicon.stems_of(different), strict=True)
-        }
+        stems = self.lexicon.stems_of(different)
+        families = list(dict.fromkeys(stems))
+        term_of = dict(zip(families, self._terms(families), strict=True))
+        number_of = {word: term_of[stem] for word, stem in zip(different, stems, strict=True)}
         rare_in_turn = [line.count(" ") + 1 if line else 0 for line in rare]
         return (
             np.concatenate([turn, np.repeat(np.arange(len(rare)), rare_in_turn)]),
-            np.concatenate([stem, np.array([number_of[word] for word in found], np.int64)]),
+            np.concatenate([terms[stem], np.array([number_of[word] for word in found], np.int64)]),
             time_words,
         )
 
-    def _fill(
-        self,
-        *,
-        ids: list[bytes],
-        sessions: list[str | None],
-        turns_in: NDArray[np.int64],
-        speakers: list[str | None],
-        length: NDArray[np.int64],
-        time_words: NDArray[np.int64],
-        episode_type: NDArray[np.int64],
-        memory_type: NDArray[np.int64],
-        entry_turn: NDArray[np.int64],
-        entry_term: NDArray[np.int64],
-        stems: list[int | str],
-        counts: NDArray[np.int64],
-    ) -> None:
-        """Make an empty index of episodes, of their turns (``speakers`` and what follows), and of the entries.
+    def _sort(self) -> None:
+        """Bring the turns that came since the last time into the postings."""
+        self.postings.merge(self._unsorted(), self.terms.size)
+        self._sorted_to = self.turns.size
 
-        An entry is a term of a turn; they are sorted by turn, the first of which is 0 there. ``entry_term`` is a
-        position in ``stems``; those that do not occur are left out.
-        """
-        number_of_turns = len(speakers)
-        first = self.timeline.extend(number_of_turns)
-        self.turns.extend(number_of_turns)
-        here = slice(first, first + number_of_turns)
-        self.timeline.speaker[here] = [self._speaker(name) for name in speakers]
-        self.timeline.load(ids, sessions, turns_in)
-        used = np.flatnonzero(np.bincount(entry_term, minlength=len(stems)))
-        new_number = np.zeros(len(stems), np.int32)
-        new_number[used] = np.arange(len(used))
-        self.stems = [stems[each] for each in used.tolist()]
-        self.numbers = {stem: number for number, stem in enumerate(self.stems)}
-        self.turns.length[here] = length
-        self.turns.time_words[here] = time_words
-        self.turns.episode_type[here] = episode_type
-        self.turns.memory_type[here] = memory_type
-        self.turns.entries_end[here] = np.cumsum(np.bincount(entry_turn, minlength=number_of_turns))
-        self.forward.extend(len(entry_term))
-        self.forward.term[: len(entry_term)] = term = new_number[entry_term]
-        self.forward.counts[: len(entry_term)] = counts
-        self.postings.load(entry_turn + first, term, counts, len(used))
-        frequency = np.bincount(term, minlength=len(used))
-        self.terms.extend(len(used))
-        self.terms.frequency[: len(used)] = frequency
-        self.terms.stem[: len(used)] = [stem if isinstance(stem, int) else RARE for stem in self.stems]
-        self.live_turns = number_of_turns
-        self.live_words = int(length.sum())
+    def _unsorted(self) -> Entries:
+        ends = self.turns.entries_end[self._sorted_to - 1 : self.turns.size]
+        turns = np.repeat(np.arange(self._sorted_to, self.turns.size), np.diff(ends))
+        entries = slice(ends[0], self.forward.size)
+        return Entries(turns, self.forward.term[entries], self.forward.counts[entries])
 
     def _compact(self) -> None:
         """Make the index of itself anew, without what was removed."""
-        turns, timeline, stems = self.turns, self.timeline, self.stems
-        names: dict[int, str | None] = {number: name for name, number in self.speakers.items()}
-        ids, kinds = sorted(self.ids()), self.episode_types
-        if not ids:
-            self._clear()
-            return
+        ids = sorted(self.ids())
         in_episode = [self.turns_of(id_bytes) for id_bytes in ids]
-        sessions = [timeline.name_of_session(each[0]) for each in in_episode]
+        sessions = [self.timeline.name_of_session(each[0]) for each in in_episode]
         kept = np.array([turn for each in in_episode for turn in each], np.int64)
-        sizes = np.array([len(each) for each in in_episode])
-        entry_turn, entry_term, counts = self.entries(kept)
-        self._clear()
-        self.episode_types = kinds
-        self._fill(
-            ids=ids,
-            sessions=sessions,
-            turns_in=sizes,
-            speakers=[names.get(number) for number in timeline.speaker[kept].tolist()],
-            length=turns.length[kept].astype(np.int64),
-            time_words=turns.time_words[kept].astype(np.int64),
-            episode_type=turns.episode_type[kept].astype(np.int64),
-            memory_type=turns.memory_type[kept].astype(np.int64),
-            entry_turn=entry_turn,
-            entry_term=entry_term.astype(np.int64),
-            stems=stems,
-            counts=counts.astype(np.int64),
-        )
+        owners, terms, counts = self.entries(kept)
+        used = np.flatnonzero(np.bincount(terms, minlength=self.terms.size))
+        new_number = np.zeros(self.terms.size, np.int32)
+        new_number[used] = np.arange(len(used))
+        speakers, timeline = self.timeline.speaker[kept], Timeline()
+        if ids:
+            timeline.load(b"".join(ids), sessions, np.array([len(each) for each in in_episode]), speakers)
+        self.timeline = timeline
+        self.turns = self.turns.taken(np.concatenate([[NOWHERE], kept]))
+        self.turns.entries_end[1 : self.turns.size] = np.cumsum(np.bincount(owners, minlength=len(kept)))
+        self.forward = Forward()
+        self.forward.extend(len(terms))
+        self.forward.term[: len(terms)] = new_number[terms]
+        self.forward.counts[: len(terms)] = counts
+        self.terms = self.terms.taken(used)
+        self.stems = [self.stems[each] for each in used.tolist()]
+        self.numbers = {stem: number for number, stem in enumerate(self.stems)}
+        self.postings, self._sorted_to = Postings(), 1
+        self._sort()
 
     def _episode_type(self, kind: int | str) -> int:
         return kind if isinstance(kind, int) else self.episode_types.setdefault(kind, len(self.episode_types))

@@ -49,10 +49,16 @@ class VectorNearness:
         index = self._index
         near = np.zeros(index.turns.size)
         if self._others is not None:
-            near[:] = self._others.of_all()
-            for id_bytes in index.ids():
-                if id_bytes in self._vectors:
+            others = self._others.of_all()
+            if 2 * len(self._vectors) < len(index):  # whichever are fewer
+                near[:] = others
+                for id_bytes in self._vectors:
                     near[index.turns_of(id_bytes)] = 0.0
+            else:
+                for id_bytes in index.ids():
+                    if id_bytes not in self._vectors:
+                        turns = index.turns_of(id_bytes)
+                        near[turns] = others[turns]
         for id_bytes, cosine in self._vectors.nearest(self._vector, NEAREST):
             if id_bytes in index:
                 near[index.turns_of(id_bytes)] = cosine

@@ -6,13 +6,13 @@ the term is worth there depends on the turn alone. The others, about an eighth, 
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ONCE", "Postings"]
+__all__ = ["ONCE", "Counted", "Entries", "Found", "Postings"]
 
 ONCE = 1 << 8
 """The counts of a term that is said once; counts are ``count << 8 | asked``."""
@@ -20,102 +20,110 @@ _ASKED = 0xFF
 _COUNTS_BITS = 16
 
 
+class Entries(NamedTuple):
+    """Terms of turns, in the order of the turns."""
+
+    turns: NDArray[np.int64]
+    terms: NDArray[np.int32]
+    counts: NDArray[np.uint16]
+
+
+class Counted(NamedTuple):
+    """Turns with the counts of some terms, term after term, and how many there are of each."""
+
+    turns: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    sizes: list[int]
+
+
+class Found(NamedTuple):
+    """The turns that hold some terms: each once, in a question, and otherwise more than once."""
+
+    once: list[NDArray[np.int64]]
+    asked: Counted
+    often: Counted
+
+
 class Postings:
-    """By term, the turns that hold it. Those that were removed stay until all are loaded anew."""
+    """Turns by term. Those that were removed stay."""
 
     def __init__(self) -> None:
-        self._once = _Lists("I")
-        self._asked = _Lists("Q")
-        self._often = _Lists("Q")
-        self._added = 0
-        """Entries that came one by one."""
+        # Of 64 bits, since NumPy makes them such wherever they are used as indexes, and takes its time.
+        self._once, self._asked, self._often = _Lists(), _Lists(), _Lists()
 
     @property
     def ram_bytes(self) -> int:
-        """About what they take."""
-        return self._once.ram_bytes + self._asked.ram_bytes + self._often.ram_bytes + 5 * self._added
+        """What they take."""
+        return self._once.ram_bytes + self._asked.ram_bytes + self._often.ram_bytes
 
-    def load(
-        self, turns: NDArray[np.int64], terms: NDArray[np.int32], counts: NDArray[np.int64], terms_size: int
-    ) -> None:
-        """Take entries in the order of their turns, in place of all there was."""
-        self._added = 0
-        once, asked = counts == ONCE, (counts & _ASKED) != 0
-        packed = turns << _COUNTS_BITS | counts
-        self._once.load(turns[once], terms[once], terms_size)
-        self._asked.load(packed[asked], terms[asked], terms_size)
-        often = ~(once | asked)
-        self._often.load(packed[often], terms[often], terms_size)
+    def merge(self, entries: Entries, terms_size: int) -> None:
+        """Take entries of later turns than all before."""
+        for lists, (values, terms) in zip((self._once, self._asked, self._often), _split(entries), strict=True):
+            lists.merge(values, terms, terms_size)
 
-    def add(self, turn: int, term: int, counts: int) -> None:
-        """Say that a turn holds a term."""
-        self._added += 1
-        if counts == ONCE:
-            self._once.add(term, turn)
-        else:
-            (self._asked if counts & _ASKED else self._often).add(term, turn << _COUNTS_BITS | counts)
+    def of(self, terms: Sequence[int], later: Entries) -> Found:
+        """The turns of some terms, also among ``later`` ones that are not merged yet."""
+        once, asked, often = (lists.of(terms) for lists in (self._once, self._asked, self._often))
+        if len(later.turns):
+            wanted = np.zeros(1 + max(terms, default=0), np.bool_)
+            wanted[list(terms)] = True
+            at = np.flatnonzero(wanted[np.minimum(later.terms, len(wanted) - 1)])
+            at = at[later.terms[at] < len(wanted)]
+            at = at[np.argsort(later.terms[at], kind="stable")]
+            split = _split(Entries(later.turns[at], later.terms[at], later.counts[at]))
+            for found, (values, of) in zip((once, asked, often), split, strict=True):
+                starts, stops = np.searchsorted(of, terms), np.searchsorted(of, terms, side="right")
+                for number, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
+                    if start < stop:
+                        found[number] = np.concatenate([found[number], values[start:stop]])
+        return Found(once, _unpacked(asked), _unpacked(often))
 
-    def drop(self, term: int) -> None:
-        """Forget the turns of a term that no living one has any more."""
-        for each in (self._once, self._asked, self._often):
-            each.drop(term)
 
-    def once(self, terms: Sequence[int]) -> list[NDArray[np.intp]]:
-        """For each of some terms the turns that say it once."""
-        # As indexes, or NumPy would make them such for each use, and slowly.
-        return [each.astype(np.intp) for each in self._once.of(terms)]
+def _split(entries: Entries) -> list[tuple[NDArray[np.int64], NDArray[np.int32]]]:
+    """Values and terms of those that are said once, are asked, and are said more than once."""
+    turns, terms, counts = entries
+    once, asked = counts == ONCE, (counts & _ASKED) != 0
+    often = ~(once | asked)
+    packed = turns << _COUNTS_BITS | counts
+    return [(turns[once], terms[once]), (packed[asked], terms[asked]), (packed[often], terms[often])]
 
-    def asked(self, terms: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
-        """The turns that ask some terms, term after term, with their counts; and how many there are of each."""
-        return self._asked.unpacked(terms)
 
-    def often(self, terms: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
-        """The same of the turns that say terms more often than once, and ask them never."""
-        return self._often.unpacked(terms)
+def _unpacked(found: list[NDArray[np.int64]]) -> Counted:
+    packed = np.concatenate([np.zeros(0, np.int64), *found])
+    return Counted(packed >> _COUNTS_BITS, packed & (1 << _COUNTS_BITS) - 1, [len(each) for each in found])
 
 
 class _Lists:
-    """Numbers by term: those that were loaded stand term after term, those added since in an array for each."""
+    """Numbers that stand term after term."""
 
-    def __init__(self, typecode: str) -> None:
-        self._typecode = typecode
-        self._loaded = np.zeros(0, typecode)
+    def __init__(self) -> None:
+        self._values = np.zeros(0, np.int64)
         self._ends = np.zeros(1, np.uint32)
-        self._added: dict[int, array[int]] = {}
+        """Those of term ``n`` are between ``[n]`` and ``[n + 1]``."""
 
     @property
     def ram_bytes(self) -> int:
-        return self._loaded.nbytes + self._ends.nbytes + 200 * len(self._added)
+        return self._values.nbytes + self._ends.nbytes
 
-    def load(self, values: NDArray[np.int64], terms: NDArray[np.int32], terms_size: int) -> None:
-        self._loaded = values.astype(self._typecode)[np.argsort(terms, kind="stable")]
-        self._ends = np.zeros(terms_size + 1, np.uint32)
-        np.cumsum(np.bincount(terms, minlength=terms_size), out=self._ends[1:])
-        self._added = {}
+    def merge(self, values: NDArray[np.int64], terms: NDArray[np.int32], terms_size: int) -> None:
+        """Append to the numbers of each term."""
+        new = np.bincount(terms, minlength=terms_size)
+        values = values[np.argsort(terms, kind="stable")]
+        old = np.zeros(terms_size, np.int64)
+        old[: len(self._ends) - 1] = np.diff(self._ends)
+        ends = np.cumsum(old + new)
+        if len(self._values):
+            merged = np.zeros(len(self._values) + len(values), np.int64)
+            # Each old one moves by the new ones of terms before, each new one comes behind the old ones of its term.
+            merged[np.arange(len(self._values)) + np.repeat(np.cumsum(new) - new, old)] = self._values
+            merged[np.arange(len(values)) + np.repeat(np.cumsum(old), new)] = values
+            values = merged
+        self._values, self._ends = values, np.concatenate([[0], ends]).astype(np.uint32)
 
-    def add(self, term: int, value: int) -> None:
-        added = self._added.get(term)
-        if added is None:
-            added = self._added[term] = array(self._typecode)
-        added.append(value)
-
-    def drop(self, term: int) -> None:
-        self._added.pop(term, None)
-
-    def of(self, terms: Sequence[int]) -> list[NDArray[np.unsignedinteger]]:
+    def of(self, terms: Sequence[int]) -> list[NDArray[np.int64]]:
         """The numbers of each of some terms."""
         # What came later has nothing here: its place is the end.
-        at = np.minimum(np.array(terms, np.intp), len(self._ends) - 1)
-        starts, stops = self._ends[at].tolist(), self._ends[np.minimum(at + 1, len(self._ends) - 1)].tolist()
-        found = [self._loaded[start:stop] for start, stop in zip(starts, stops, strict=True)]
-        if self._added:
-            for place, term in enumerate(terms):
-                if (added := self._added.get(term)) is not None:
-                    found[place] = np.concatenate([found[place], np.frombuffer(added, self._typecode)])
-        return found
-
-    def unpacked(self, terms: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
-        """Those of some terms as turns and counts, and how many there are of each."""
-        found = self.of(terms)
-        packed = np.concatenate([np.zeros(0, np.uint64), *found]).view(np.int64)
-        return packed >> _COUNTS_BITS, packed & (1 << _COUNTS_BITS) - 1, [len(each) for each in found]
+        last = len(self._ends) - 1
+        at = np.minimum(np.array(terms, np.intp), last)
+        starts, stops = self._ends[at].tolist(), self._ends[np.minimum(at + 1, last)].tolist()
+        return [self._values[start:stop] for start, stop in zip(starts, stops, strict=True)]

@@ -101,12 +101,9 @@ class Scores:
         long = average / (average + 40.0)
         self._k1, b = 0.7 + 0.9 * long, 0.2 + 0.4 * long
         self._per_word, self._at_least = np.float32(self._k1 * b / average), np.float32(self._k1 * (1.0 - b))
-        self._once = self._saturation(slice(0, size))
-        """What a term is worth in a turn that says it once, as a part of its weight; 0 in a removed one."""
-        self._once += np.float32(1.0)
-        np.divide(np.float32(self._k1 + 1.0), self._once, out=self._once)
-        if index.live_turns < size - 1:
-            self._once[index.timeline.session[:size] == NOWHERE] = 0.0
+        if index.worth_once is None:
+            index.worth_once = self._worth_once()
+        self._once = index.worth_once
         self._is_plain = np.array([not term.is_name for term in question.terms], np.bool_)
         self._lines = scratch(len(question.terms), size)
         """For each term of the question and each turn what it is worth there, as a part of ``_once``."""
@@ -130,6 +127,15 @@ class Scores:
             self._own = names
         self._session_best = index.timeline.best_of_sessions(self._own)
 
+    def _worth_once(self) -> NDArray[np.float32]:
+        """What a term is worth in a turn that says it once, as a part of its weight; 0 in a removed one."""
+        worth = self._saturation(slice(0, self._size))
+        worth += np.float32(1.0)
+        np.divide(np.float32(self._k1 + 1.0), worth, out=worth)
+        if self._index.live_turns < self._size - 1:
+            worth[self._index.timeline.session[: self._size] == NOWHERE] = 0.0
+        return worth
+
     def _saturation(self, turns: NDArray[np.int64] | slice) -> NDArray[np.float32]:
         """Of each turn the count at which a word is worth (k1 + 1) / 2."""
         saturation: NDArray[np.float32] = self._index.turns.length[turns].astype(np.float32)
@@ -139,22 +145,22 @@ class Scores:
 
     def _match(self) -> None:
         """Find, for each term of the question and each turn, the best that any of the terms it finds is worth there."""
-        postings, terms = self._index.postings, self._question.terms
+        terms = self._question.terms
         # Of each the greatest weight last, which is then what stands there.
         finds = sorted((row, weight, number) for row, term in enumerate(terms) for number, weight in term.finds)
-        numbers = [number for _, _, number in finds]
-        for (row, weight, _), turns in zip(finds, postings.once(numbers), strict=True):
+        found = self._index.find([number for _, _, number in finds])
+        for (row, weight, _), turns in zip(finds, found.once, strict=True):
             self._lines[row][turns] = weight
         rows = np.array([row for row, _, _ in finds], np.int64)
         weights = np.array([weight for _, weight, _ in finds], np.float32)
-        turns, counts, sizes = postings.often(numbers)
+        turns, counts, sizes = found.often
         worth = np.repeat(weights, sizes) * self._relative(_COUNTS[counts >> 8], turns)
         maximum_at(self._lines.reshape(-1), np.repeat(rows * self._size, sizes) + turns, worth)
-        turns, counts, sizes = postings.asked(numbers)
-        weight = np.repeat(weights, sizes)
-        worth = weight * self._relative(_SAID[counts], turns)
+        turns, counts, sizes = found.asked
+        weights = np.repeat(weights, sizes)
+        worth = weights * self._relative(_SAID[counts], turns)
         maximum_at(self._lines.reshape(-1), np.repeat(rows * self._size, sizes) + turns, worth)
-        worth = weight * self._relative(_COUNTS[counts & 0xFF], turns)
+        worth = weights * self._relative(_COUNTS[counts & 0xFF], turns)
         best = np.zeros(self._size, np.float32)
         ends = np.cumsum([0, *sizes])[np.searchsorted(rows, np.arange(len(terms) + 1))].tolist()
         for row, term in enumerate(terms):

@@ -143,7 +143,8 @@ class Timeline(Columns):
         for turn in turns:
             self._link(left, turn, session)
             left = turn
-        self._link(left, right, session)
+        if right != NOWHERE:
+            self._link(left, right, session)
         number = self._number_of(first, self.size - 1)
         self.session[first : self.size] = number
         if session is not None:
@@ -269,18 +270,21 @@ class Timeline(Columns):
             at = int(step[at])
         return number
 
-    def load(self, ids: list[bytes], sessions: list[str | None], turns_in: NDArray[np.int64]) -> None:
-        """Put all episodes in their places at once, in the order of their ids.
+    def load(
+        self, ids: bytes, sessions: list[str | None], turns_in: NDArray[np.integer], speakers: NDArray[np.integer]
+    ) -> None:
+        """Put all episodes in their places at once, in the order of their ids, which are joined.
 
-        There is room for their turns already, with the speakers. ``turns_in`` each of them are so many.
+        ``turns_in`` each of them are so many, of these ``speakers``.
         """
+        self.extend(len(speakers))
+        self.speaker[1 : self.size] = speakers
         turns = np.arange(1, self.size)
-        self.episodes, self._loaded = len(ids), range(1, self.size)
+        self.episodes, self._loaded = len(sessions), range(1, self.size)
         self._changed()
-        of_episode = np.repeat(np.arange(len(ids)), turns_in)
-        joined = b"".join(ids)
-        self.id[1 : self.size] = np.frombuffer(joined, "V16")[of_episode]
-        halves = np.frombuffer(joined, ">u8").reshape(-1, 2)[of_episode].astype(np.uint64)
+        of_episode = np.repeat(np.arange(len(sessions)), turns_in)
+        self.id[1 : self.size] = np.frombuffer(ids, "V16")[of_episode]
+        halves = np.frombuffer(ids, ">u8").reshape(-1, 2)[of_episode].astype(np.uint64)
         event_us = self.event_us[1 : self.size] = event_us_of_halves(halves[:, 0])
         # 0 is the chain of those who are alone, 1 that of those without a session_id.
         numbers: dict[str | None, int] = {None: 1}

@@ -8,14 +8,14 @@ The caller locks as for :class:`~qilbee_core.search.index.AgentIndex`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["VectorIndex", "rounded"]
 
-CANDIDATES = 1000
+CANDIDATES = 2000
 _ROWS_LEAST = 16
 _OBJECT_BYTES = 200
 """About what an id takes beside the arrays."""
@@ -46,13 +46,17 @@ class VectorIndex:
         """By whatever number the caller knows the encoder: vectors of two are never in one index."""
         self._rows: dict[bytes, int] = {}
         self._ids: list[bytes] = []
-        self._signs = np.zeros((_ROWS_LEAST, -(-dimensions // 64)), np.uint64)
+        self._signs = np.zeros((-(-dimensions // 64), _ROWS_LEAST), np.uint64)
+        """64 of each row's in a column, one line after the other: so they are counted fastest."""
         self._bytes = np.zeros((_ROWS_LEAST, dimensions), np.int8)
         self._scale = np.zeros(_ROWS_LEAST, np.float32)
         """What the bytes of a row are multiplied with to be a unit vector; 0 for zeros."""
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._ids)
 
     def __contains__(self, id_bytes: bytes) -> bool:
         return id_bytes in self._rows
@@ -69,12 +73,12 @@ class VectorIndex:
         self._ids += new
         if len(self._ids) > len(self._scale):
             more = max(len(self._ids) - len(self._scale), len(self._scale) // 4)
-            self._signs = np.concatenate([self._signs, np.zeros((more, self._signs.shape[1]), np.uint64)])
+            self._signs = np.concatenate([self._signs, np.zeros((len(self._signs), more), np.uint64)], axis=1)
             self._bytes = np.concatenate([self._bytes, np.zeros((more, self.dimensions), np.int8)])
             self._scale = np.concatenate([self._scale, np.zeros(more, np.float32)])
         rows = [self._rows[id_bytes] for id_bytes in ids]
         norm = np.linalg.norm(vectors.astype(np.float32), axis=1)
-        self._signs[rows] = self._signs_of(vectors)
+        self._signs[:, rows] = self._signs_of(vectors).T
         self._bytes[rows] = vectors
         self._scale[rows] = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
 
@@ -87,10 +91,10 @@ class VectorIndex:
         if row != last:
             moved = self._ids[row] = self._ids[last]
             self._rows[moved] = row
-            for column in (self._signs, self._bytes, self._scale):
+            for column in (self._signs.T, self._bytes, self._scale):
                 column[row] = column[last]
         del self._ids[last]
-        for column in (self._signs, self._bytes, self._scale):
+        for column in (self._signs.T, self._bytes, self._scale):
             column[last] = 0
         return True
 
@@ -105,9 +109,11 @@ class VectorIndex:
         rows = np.arange(size)
         candidates = max(CANDIDATES, 2 * count)
         if size > candidates:
-            different = np.bitwise_count(self._signs[:size] ^ self._signs_of(vector)).sum(axis=1, dtype=np.int64)
+            different = np.zeros(size, np.uint16)
+            for line, signs in zip(self._signs, self._signs_of(vector), strict=True):
+                different += np.bitwise_count(line[:size] ^ signs)
             # All that differ as little as the last candidate: the choice does not depend on the order of rows.
-            rows = np.flatnonzero(different <= np.partition(different, candidates - 1)[candidates - 1])
+            rows = np.flatnonzero(different <= np.searchsorted(np.cumsum(np.bincount(different)), candidates))
         cosines = self._cosines(rows, vector)
         if len(rows) > count:
             kept = np.flatnonzero(cosines >= np.partition(cosines, -count)[-count])
@@ -131,6 +137,6 @@ class VectorIndex:
         return cosines
 
     def _signs_of(self, vectors: NDArray[np.int8] | NDArray[np.float32]) -> NDArray[np.uint64]:
-        bits = np.zeros((*vectors.shape[:-1], 64 * self._signs.shape[1]), np.uint8)
+        bits = np.zeros((*vectors.shape[:-1], 64 * len(self._signs)), np.uint8)
         bits[..., : self.dimensions] = vectors > 0
         return np.packbits(bits, axis=-1).view(np.uint64)

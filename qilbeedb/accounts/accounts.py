@@ -104,7 +104,7 @@ class Accounts:
 
     # --- for every request: quick, without waiting
 
-    def authenticate(self, authorization: str | None, api_key: str | None, address: str) -> Principal:  # noqa: ARG002
+    def authenticate(self, authorization: str | None, api_key: str | None) -> Principal:
         """Who comes with these headers; AuthenticationError. What was revoked, by any process, is refused at once."""
         return self._authenticator.authenticate(authorization, api_key)
 

@@ -1,6 +1,6 @@
 """Rate limits: so many requests in a window of time, for each caller by himself.
 
-Policies are a row of the store; requests are counted in RAM, by this process. A window begins with a request and is over
+Policies are a row of the store; requests are counted in RAM, by this process. A window begins with a request and ends
 when its time has passed: around that moment up to twice as many may pass as in any other time of the same length.
 """
 

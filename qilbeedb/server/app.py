@@ -79,6 +79,7 @@ class Application:
         self.services = services
         self._endpoints = Endpoints(ROUTES)
         self._unknown = Meter("", "")
+        services.table = ROUTES
         services.meters = [endpoint.meter for endpoint in self._endpoints.all] + [self._unknown]
         self._settings = services.settings.server
         self._proxies = tuple(ip_network(proxy) for proxy in self._settings.trusted_proxies)
@@ -225,7 +226,6 @@ class Application:
             principal = accounts.authenticate(
                 None if authorization is None else authorization.decode("latin-1"),
                 None if api_key is None else api_key.decode("latin-1"),
-                address,
             )
         except AuthenticationError:
             accounts.refused(Caller(address=address, user_agent=user_agent, principal=None), "unauthorized", route.path)

@@ -346,6 +346,8 @@ async def search_status(call: Call[Nothing]) -> SearchStatusAnswer:
         indexed_episodes=status.indexed,
         pending_episodes=status.pending,
         ram_bytes=status.ram_bytes,
+        vectors_pending=status.vectors_pending,
+        embedder_problem=status.embedder_problem,
     )
 
 

@@ -19,7 +19,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from qilbee_core import SettingsError, Store, open_store
-from qilbeedb.accounts import Accounts
+from qilbeedb.accounts import Accounts, Caller
 from qilbeedb.server.app import create_app
 from qilbeedb.server.logs import set_up
 from qilbeedb.server.protocol import protocol
@@ -69,6 +69,7 @@ def _open_accounts(store: Store, settings: ServiceSettings) -> Accounts:
     if accounts.first_password is not None:
         # On the terminal of whoever starts it, and nowhere else.
         print(f"The first administrator is admin, with the password {accounts.first_password}", file=sys.stderr)  # noqa: T201
+    accounts.record("server_started", Caller(user_agent="qilbee serve"), "start")
     return accounts
 
 

@@ -14,6 +14,7 @@ from qilbeedb.server.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from qilbeedb.accounts import Accounts
+    from qilbeedb.server.route import Route
 
 __all__ = ["DEVELOPER", "NOBODY", "Services"]
 
@@ -36,6 +37,8 @@ class Services:
         self.memory_of = lru_cache(_MEMORIES_KEPT)(self.store.agent_memory)
         """The memory of an agent; making one takes longer than to ask it for an episode."""
         self.began_s = time.monotonic()
+        self.table: tuple[Route, ...] = ()
+        """Everything that the server answers."""
         self.meters: list[Meter] = []
         """The counters of all routes."""
         self.in_flight = 0
@@ -55,6 +58,9 @@ class Services:
 
     async def close(self) -> None:
         """Close accounts and store. Idempotent."""
-        if self.accounts is not None:
-            await asyncio.to_thread(self.accounts.close)
-        await self.store.close()
+        try:
+            if self.accounts is not None:
+                await self.record("server_stopped", Caller(user_agent="qilbee serve"), "stop", "")
+                await asyncio.to_thread(self.accounts.close)
+        finally:
+            await self.store.close()

@@ -98,41 +98,35 @@ async def stats(call: Call[Nothing]) -> StatsAnswer:
     )
 
 
-async def show_openapi(_: Call[Nothing]) -> Reply:
+async def show_openapi(call: Call[Nothing]) -> Reply:
     """All that the server answers, for programs."""
-    return Reply(_openapi(), content_type=b"application/json")
+    return Reply(_openapi(call.services.table), content_type=b"application/json")
 
 
-async def show_docs(_: Call[Nothing]) -> Reply:
+async def show_docs(call: Call[Nothing]) -> Reply:
     """All that the server answers, for people."""
     headers = (
         (b"content-security-policy", docs_page.CONTENT_SECURITY_POLICY.encode()),
         (b"x-content-type-options", b"nosniff"),
     )
-    return Reply(_docs(), content_type=b"text/html; charset=utf-8", headers=headers)
-
-
-def _table() -> Sequence[Route]:
-    from qilbeedb.server.app import ROUTES  # noqa: PLC0415  # which has these ones too
-
-    return ROUTES
+    return Reply(_docs(call.services.table), content_type=b"text/html; charset=utf-8", headers=headers)
 
 
 @cache
-def _openapi() -> bytes:
-    return encode(openapi.document(_table(), _VERSION))
+def _openapi(table: tuple[Route, ...]) -> bytes:
+    return encode(openapi.document(table, _VERSION))
 
 
 @cache
-def _docs() -> bytes:
-    return docs_page.page(_table(), _VERSION)
+def _docs(table: tuple[Route, ...]) -> bytes:
+    return docs_page.page(table, _VERSION)
 
 
 _P = Permission
 
 SYSTEM_ROUTES = (
     route("GET", "/health", _P.PUBLIC, health, "Whether writes are taken", Nothing, HealthAnswer),
-    route("GET", "/metrics", _P.SELF, show_metrics, "Figures for Prometheus", Nothing, None),
+    route("GET", "/metrics", _P.READ, show_metrics, "Figures for Prometheus", Nothing, None),
     route("GET", "/openapi.json", _P.PUBLIC, show_openapi, "The interface for programs", Nothing, None),
     route("GET", "/docs", _P.PUBLIC, show_docs, "The interface for people", Nothing, None),
     route("GET", "/agents", _P.READ, agents, "Whose memories there are", Nothing, AgentsAnswer, slow=True),

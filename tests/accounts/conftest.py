@@ -83,4 +83,4 @@ def ann(accounts: Accounts, admin: Caller) -> UserInfo:
 def principal_of(accounts: Accounts, username: str, password: str = PASSWORD, caller: Caller = HERE) -> Principal:
     """Whoever logs in with that."""
     login = accounts.sessions.login(caller, username, password)
-    return accounts.authenticate(f"Bearer {login.access_token}", None, caller.address)
+    return accounts.authenticate(f"Bearer {login.access_token}", None)

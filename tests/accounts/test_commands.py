@@ -87,7 +87,7 @@ def test_a_key_alone_goes_to_standard_output_and_works_until_it_is_revoked(data:
     assert key not in ran.stderr
     with open_store(data) as store:
         accounts = Accounts.open(store, environ={})
-        assert accounts.authenticate(None, key, "").agents == frozenset({"sales"})
+        assert accounts.authenticate(None, key).agents == frozenset({"sales"})
         accounts.close()
     shown = done("apikey", "list", "--data", data)
     assert key[:20] in shown
@@ -163,7 +163,7 @@ def test_while_a_server_holds_the_directory_commands_go_through_it_and_looks_nee
     assert ran.returncode == 1
     assert "--url http://127.0.0.1:7474" in ran.stderr
     assert "Users: 1" in done("user", "list", "--data", data)
-    assert done("audit", "verify", "--data", data).startswith("1 events")
+    assert "events, all as they were recorded" in done("audit", "verify", "--data", data)
     through = ["--url", url]
     # On standard input: who logs in, then who is made.
     done("user", "add", "ann", "--role", "Agent", *through, given=f"{ADMIN_PASSWORD}\n{PASSWORD}\n")

@@ -106,7 +106,7 @@ def test_never_do_more_pass_within_a_window_than_twice_what_is_allowed_and_the_a
 
 def test_each_caller_is_counted_by_himself(accounts: Accounts, admin: Caller, ann: UserInfo, seconds: Seconds) -> None:
     limit(accounts, admin)
-    key = accounts.authenticate(None, accounts.keys.create(admin, ann.id, "key").key, "")
+    key = accounts.authenticate(None, accounts.keys.create(admin, ann.id, "key").key)
     assert passes(accounts, ANN, "192.0.2.7") == 5
     assert passes(accounts, ANN, "192.0.2.8") == 0
     assert passes(accounts, BOB, "192.0.2.7") == 5

@@ -24,7 +24,7 @@ def store(store: Store, request: pytest.FixtureRequest, monkeypatch: pytest.Monk
 
 def is_known(accounts: Accounts, token: str) -> bool:
     try:
-        accounts.authenticate(f"Bearer {token}", None, "")
+        accounts.authenticate(f"Bearer {token}", None)
     except AuthenticationError:
         return False
     return True
@@ -34,13 +34,13 @@ def test_a_login_gives_tokens_and_says_how_long_they_are_good(accounts: Accounts
     login = accounts.sessions.login(ELSEWHERE, "ann", PASSWORD)
     assert (login.token_type, login.expires_in, login.refresh_expires_in) == ("Bearer", 900, 604_800)
     assert (login.username, login.user_id) == ("ann", ann.id)
-    principal = accounts.authenticate(f"Bearer {login.access_token}", None, "")
+    principal = accounts.authenticate(f"Bearer {login.access_token}", None)
     assert (principal.user_id, principal.username, principal.roles) == (ann.id, "ann", ("Agent",))
     clock.forward(seconds=899)
     assert is_known(accounts, login.access_token)
     clock.forward(seconds=1)
     with pytest.raises(AuthenticationError, match="expired"):
-        accounts.authenticate(f"Bearer {login.access_token}", None, "")
+        accounts.authenticate(f"Bearer {login.access_token}", None)
 
 
 def test_a_name_is_known_in_whatever_case(accounts: Accounts, ann: UserInfo) -> None:
@@ -77,12 +77,12 @@ def test_any_text_may_be_tried_as_a_name(accounts: Accounts, username: str) -> N
 )
 def test_what_is_no_credential_is_refused(accounts: Accounts, authorization: str | None) -> None:
     with pytest.raises(AuthenticationError):
-        accounts.authenticate(authorization, None, "")
+        accounts.authenticate(authorization, None)
 
 
 def test_http_basic_is_refused_with_the_remedy(accounts: Accounts) -> None:
     with pytest.raises(AuthenticationError, match="api/v1/auth/login once"):
-        accounts.authenticate("Basic YW5uOnN0YXBsZQ==", None, "")
+        accounts.authenticate("Basic YW5uOnN0YXBsZQ==", None)
 
 
 def test_a_refresh_gives_the_next_tokens_and_a_refreshed_session_ends_when_it_would_have(
@@ -196,7 +196,7 @@ def test_a_session_that_was_ended_has_ended_with_the_next_request(
 ) -> None:
     assert sorted(ways_to_end(accounts, admin, ann)) == sorted(WAYS)
     login = accounts.sessions.login(HERE, "ann", PASSWORD)
-    caller = Caller(principal=accounts.authenticate(f"Bearer {login.access_token}", None, ""))
+    caller = Caller(principal=accounts.authenticate(f"Bearer {login.access_token}", None))
     # Another process on the same engine has the token in its RAM.
     other = Accounts.open(store, environ={})
     other._tokens._secret = accounts._tokens._secret
@@ -211,7 +211,7 @@ def test_a_session_that_was_ended_has_ended_with_the_next_request(
 
 def test_logging_out_ends_this_session_alone(accounts: Accounts, ann: UserInfo) -> None:
     one, other = (accounts.sessions.login(HERE, "ann", PASSWORD) for _ in range(2))
-    accounts.sessions.logout(Caller(principal=accounts.authenticate(f"Bearer {one.access_token}", None, "")))
+    accounts.sessions.logout(Caller(principal=accounts.authenticate(f"Bearer {one.access_token}", None)))
     assert not is_known(accounts, one.access_token)
     assert is_known(accounts, other.access_token)
 
@@ -235,18 +235,18 @@ def test_roles_and_agents_are_those_of_the_store_at_each_request(
     accounts: Accounts, admin: Caller, ann: UserInfo
 ) -> None:
     token = accounts.sessions.login(HERE, "ann", PASSWORD).access_token
-    assert accounts.authenticate(f"Bearer {token}", None, "").may(Permission.WRITE, "sales")
+    assert accounts.authenticate(f"Bearer {token}", None).may(Permission.WRITE, "sales")
     accounts.users.update(admin, ann.id, agents=["finance"])
-    principal = accounts.authenticate(f"Bearer {token}", None, "")
+    principal = accounts.authenticate(f"Bearer {token}", None)
     assert (principal.may(Permission.WRITE, "sales"), principal.may(Permission.WRITE, "finance")) == (False, True)
     accounts.users.update(admin, ann.id, roles=["Read"])
-    assert not accounts.authenticate(f"Bearer {token}", None, "").may(Permission.WRITE, "finance")
+    assert not accounts.authenticate(f"Bearer {token}", None).may(Permission.WRITE, "finance")
 
 
 def test_an_api_key_has_no_session_to_log_out_of(accounts: Accounts, admin: Caller, ann: UserInfo) -> None:
     key = accounts.keys.create(admin, ann.id, "key", permissions=["self"]).key
     with pytest.raises(InvalidError, match="revoke the key"):
-        accounts.sessions.logout(Caller(principal=accounts.authenticate(None, key, "")))
+        accounts.sessions.logout(Caller(principal=accounts.authenticate(None, key)))
 
 
 def test_ones_own_password_needs_the_old_one_and_counts_failures(accounts: Accounts, ann: UserInfo) -> None:

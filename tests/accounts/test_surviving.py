@@ -50,7 +50,7 @@ while True:
     accounts.keys.revoke(system, revoked.id)
     said(revoked=revoked.key)
     ended = accounts.sessions.login(system, name, f"password {number}")
-    caller = Caller(principal=accounts.authenticate("Bearer " + ended.access_token, None, ""))
+    caller = Caller(principal=accounts.authenticate("Bearer " + ended.access_token, None))
     accounts.sessions.revoke(caller, ended.refresh_token)
     said(ended=ended.access_token, refresh=ended.refresh_token)
     accounts.users.update(system, user.id, roles=["Read"])
@@ -111,17 +111,17 @@ def check(accounts: Accounts, facts: list[dict[str, Any]]) -> None:
             case {"user": user_id, "name": name}:
                 assert users[user_id].username == name
             case {"key": key, "of": user_id}:
-                assert accounts.authenticate(None, key, "").user_id == user_id
+                assert accounts.authenticate(None, key).user_id == user_id
             case {"session": token, "of": user_id}:
                 name = users[user_id].username
                 if ("password", name) in later:
-                    assert is_refused(partial(accounts.authenticate, f"Bearer {token}", None, ""))
+                    assert is_refused(partial(accounts.authenticate, f"Bearer {token}", None))
                 elif ("unlocked", name) not in later:  # else it may have been changed, and not said
-                    assert accounts.authenticate(f"Bearer {token}", None, "").user_id == user_id
+                    assert accounts.authenticate(f"Bearer {token}", None).user_id == user_id
             case {"revoked": key}:
-                assert is_refused(partial(accounts.authenticate, None, key, ""))
+                assert is_refused(partial(accounts.authenticate, None, key))
             case {"ended": token, "refresh": refresh}:
-                assert is_refused(partial(accounts.authenticate, f"Bearer {token}", None, ""))
+                assert is_refused(partial(accounts.authenticate, f"Bearer {token}", None))
                 assert is_refused(partial(accounts.sessions.refresh, HERE, refresh))
             case {"demoted": user_id}:
                 assert users[user_id].roles == ("Read",)
@@ -185,7 +185,7 @@ def test_what_takes_a_right_away_or_is_shown_once_is_synced_before_it_is_acknowl
         key = accounts.keys.create(system, ann.id, "key")
         policy = accounts.policies.create(system, name="p", endpoint_type="Login", max_requests=9, window_secs=9)
         login = accounts.sessions.login(system, "ann", PASSWORD)
-        caller = Caller(principal=accounts.authenticate(f"Bearer {login.access_token}", None, ""))
+        caller = Caller(principal=accounts.authenticate(f"Bearer {login.access_token}", None))
         other = accounts.sessions.login(system, "ann", PASSWORD)
         verbs: list[Callable[[], object]] = [
             lambda: accounts.users.create(system, "bob", PASSWORD),
@@ -216,7 +216,7 @@ def test_a_store_that_takes_no_writes_lets_everybody_in_who_was_in(tmp_path: Pat
         accounts = Accounts.open(store, environ={"QILBEE_ADMIN_PASSWORD": ADMIN_PASSWORD})
         token = accounts.sessions.login(HERE, "admin", ADMIN_PASSWORD).access_token
         store._durability.failure = OSError("the disk is gone")
-        assert accounts.authenticate(f"Bearer {token}", None, "").username == "admin"
+        assert accounts.authenticate(f"Bearer {token}", None).username == "admin"
         accounts.refused(HERE, "unauthorized", "/x")
         accounts.close()
         store._durability.failure = None

@@ -232,7 +232,7 @@ def test_a_name_is_free_again_when_its_user_is_gone_and_the_old_credentials_stay
     assert again.id != ann.id
     for authorization, api_key in ((f"Bearer {login.access_token}", None), (None, key)):
         with pytest.raises(AuthenticationError):
-            accounts.authenticate(authorization, api_key, "")
+            accounts.authenticate(authorization, api_key)
     assert list(accounts.tables.scan(KEYS)) == []
 
 
@@ -255,9 +255,9 @@ def test_a_key_is_shown_once_and_stored_as_a_digest(accounts: Accounts, admin: C
     assert (listed.id, listed.name, listed.prefix, listed.expires_at) == (made.id, "laptop", made.prefix, None)
     stored = b"".join(value for _, value in accounts.tables.rows.scan(""))
     assert made.key.encode() not in stored
-    assert made.key.rpartition("_")[2].encode() not in stored
+    assert made.key[45:].encode() not in stored
     for authorization, api_key in ((None, made.key), (f"Bearer {made.key}", None), (None, f" {made.key} ")):
-        principal = accounts.authenticate(authorization, api_key, "")
+        principal = accounts.authenticate(authorization, api_key)
         assert (principal.user_id, principal.api_key_id) == (ann.id, made.id)
 
 
@@ -272,10 +272,10 @@ def test_a_key_that_is_not_quite_the_key_opens_nothing(accounts: Accounts, admin
         "",
         "\ud800",
     ]
-    others += [key.rpartition("_")[0] + "_", "qilbee_live_" + "0" * 32 + "_x", "x" * 100_000]
+    others += [key[:45], "qilbee_live_" + "0" * 32 + "_x", "x" * 100_000]
     for other in others:
         with pytest.raises(AuthenticationError) as told:
-            accounts.authenticate(None, other, "")
+            accounts.authenticate(None, other)
         assert key[20:] not in str(told.value)
 
 
@@ -283,12 +283,12 @@ def test_a_key_does_with_memories_what_its_user_may_and_nothing_with_accounts(
     accounts: Accounts, admin: Caller
 ) -> None:
     admin_id = accounts.users.named("admin").id
-    principal = accounts.authenticate(None, accounts.keys.create(admin, admin_id, "key").key, "")
+    principal = accounts.authenticate(None, accounts.keys.create(admin, admin_id, "key").key)
     allowed = {permission for permission in Permission if principal.may(permission, "bot")}
     assert allowed == set(Permission) - {Permission.SELF, Permission.ADMIN}
     named = accounts.keys.create(admin, admin_id, "key", permissions=["admin", "self", "admin"])
     assert named.permissions == ("admin", "self")
-    principal = accounts.authenticate(None, named.key, "")
+    principal = accounts.authenticate(None, named.key)
     assert {each for each in Permission if principal.may(each)} == {
         Permission.ADMIN,
         Permission.SELF,
@@ -298,11 +298,11 @@ def test_a_key_does_with_memories_what_its_user_may_and_nothing_with_accounts(
 
 def test_a_key_is_limited_to_its_agents_and_those_of_its_user(accounts: Accounts, admin: Caller, ann: UserInfo) -> None:
     made = accounts.keys.create(admin, ann.id, "key", agents=["a", "b"], permissions=["read"])
-    principal = accounts.authenticate(None, made.key, "")
+    principal = accounts.authenticate(None, made.key)
     assert [principal.may(Permission.READ, agent) for agent in ("a", "b", "c")] == [True, True, False]
     assert not principal.may(Permission.WRITE, "a")
     accounts.users.update(admin, ann.id, agents=["b", "c"])
-    principal = accounts.authenticate(None, made.key, "")
+    principal = accounts.authenticate(None, made.key)
     assert [principal.may(Permission.READ, agent) for agent in ("a", "b", "c")] == [False, True, False]
 
 
@@ -338,20 +338,20 @@ def test_a_key_that_was_revoked_or_has_expired_opens_nothing(
 ) -> None:
     made = accounts.keys.create(admin, ann.id, "key")
     other = Accounts.open(store, environ={})
-    assert other.authenticate(None, made.key, "").user_id == ann.id
+    assert other.authenticate(None, made.key).user_id == ann.id
     with pytest.raises(NotFoundError):
         accounts.keys.revoke(admin, made.id, "another user")
     accounts.keys.revoke(admin, made.id, ann.id)
     for process in (accounts, other):
         with pytest.raises(AuthenticationError, match="revoked"):
-            process.authenticate(None, made.key, "")
+            process.authenticate(None, made.key)
     made = accounts.keys.create(admin, ann.id, "key", expires_in_days=2)
     assert made.expires_at == made.created_at + timedelta(days=2)
     clock.forward(hours=47)
-    assert accounts.authenticate(None, made.key, "").user_id == ann.id
+    assert accounts.authenticate(None, made.key).user_id == ann.id
     clock.forward(hours=1)
     with pytest.raises(AuthenticationError, match="expired"):
-        accounts.authenticate(None, made.key, "")
+        accounts.authenticate(None, made.key)
     other.close()
 
 
@@ -360,12 +360,12 @@ def test_a_key_goes_on_when_the_password_of_its_user_changes_and_stops_with_him(
 ) -> None:
     key = accounts.keys.create(admin, ann.id, "key").key
     accounts.users.update(admin, ann.id, password="another one")
-    assert accounts.authenticate(None, key, "").user_id == ann.id
+    assert accounts.authenticate(None, key).user_id == ann.id
     accounts.users.update(admin, ann.id, is_active=False)
     with pytest.raises(AuthenticationError):
-        accounts.authenticate(None, key, "")
+        accounts.authenticate(None, key)
     accounts.users.update(admin, ann.id, is_active=True)
-    assert accounts.authenticate(None, key, "").user_id == ann.id
+    assert accounts.authenticate(None, key).user_id == ann.id
 
 
 def test_a_user_has_so_many_keys_at_most(accounts: Accounts, admin: Caller, ann: UserInfo) -> None:

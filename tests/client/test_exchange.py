@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import msgspec
 import pytest
 
+from qilbeedb.account_calls import health
 from qilbeedb.exceptions import (
     AuthenticationError,
     ConflictError,
@@ -157,6 +158,15 @@ def test_what_is_no_answer_of_ours_is_told_so() -> None:
 def test_an_expected_status_is_an_answer() -> None:
     result, _ = run(call(expected=[404]), Reply(404, {}, b'"not there"'))
     assert result == ("not there", False)
+
+
+def test_a_server_that_takes_no_writes_has_answered_too() -> None:
+    body = b'{"status": "unhealthy", "version": "1", "uptime_seconds": 7, "problems": ["the disk is full"]}'
+    steps = exchange(health(), Credentials(None), RETRIES)
+    next(steps)
+    with pytest.raises(StopIteration) as stop:
+        steps.send(Reply(503, {"retry-after": "1"}, body))
+    assert (stop.value.value.status, stop.value.value.problems) == ("unhealthy", ["the disk is full"])
 
 
 # Sessions

@@ -35,6 +35,7 @@ def test_a_memory_behind_a_server_has_the_verbs_of_the_protocol(kind: type, prot
 )
 def test_an_embedded_memory_has_the_verbs_of_the_protocol(kind: type, protocol: type) -> None:
     embedded = verbs(kind)
+    assert set(embedded) == set(verbs(protocol))  # a verb that one of them gets, all get
     for name, arguments in verbs(protocol).items():
         assert arguments.items() <= embedded[name].items()
 

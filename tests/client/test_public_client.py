@@ -64,3 +64,7 @@ def test_what_it_stored_is_there_after_each_kill(interpreter: Path, tmp_path: Pa
             server.start()
             run(interpreter, "check", server, given=filled)
     assert len(filled.splitlines()) == CYCLES
+    command = [sys.executable, "-c", "from qilbeedb.cli import main; main()", "audit", "verify"]
+    verify = [*command, "--data", str(tmp_path / "data")]
+    done = subprocess.run(verify, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

@@ -6,7 +6,9 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from fcntl import LOCK_EX, flock
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 
@@ -165,11 +167,13 @@ def run(snippet: str, names: dict[str, object]) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", PORT)) == 0:
-            pytest.skip("somebody else listens on port 7474 of this machine")
-    with Server(tmp_path, port=PORT, password="password") as server:
-        yield server
+    with (Path(gettempdir()) / f"qilbeedb-test-{PORT}.lock").open("w") as turn:
+        flock(turn, LOCK_EX)  # there is one such port, and tests run side by side
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", PORT)) == 0:
+                pytest.skip("somebody else listens on port 7474 of this machine")
+        with Server(tmp_path, port=PORT, password="password") as server:
+            yield server
 
 
 def test_every_snippet_runs_as_written_and_in_this_order(server: Server, capsys: pytest.CaptureFixture[str]) -> None:

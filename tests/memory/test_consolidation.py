@@ -7,7 +7,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from qilbee_core import (
     AgentMemory,
     AsyncStore,
+    BackendOptions,
     ConsolidationPolicy,
     ConsolidationResult,
     Episode,
@@ -36,6 +39,7 @@ from qilbee_core import (
     load_plugins,
     open_store,
 )
+from qilbee_core.backends.ephemeral import EphemeralBackend
 from qilbee_core.keys import AgentKeys, Space
 from qilbee_core.memory import consolidation, schedule
 from qilbee_core.memory.undo import decode_undo
@@ -421,16 +425,13 @@ class TestMeanwhile:
         assert texts(memory) == ["0 1 2"]
 
     def test_stores_from_other_threads_are_neither_lost_nor_doubled(self, store: Store, memory: AgentMemory) -> None:
-        stop = threading.Event()
         stored: list[set[str]] = [set(), set()]
         errors: list[BaseException] = []
 
         def write(thread: int) -> None:
-            number = 0
             try:
-                while not stop.is_set():
+                for number in range(250):
                     stored[thread].add(memory.store_episode(note(f"{thread}-{number}", number)))
-                    number += 1
                     if number % 5 == 0:
                         gone = next(iter(stored[thread]))
                         memory.delete_episode(gone)
@@ -441,15 +442,11 @@ class TestMeanwhile:
         threads = [threading.Thread(target=write, args=(number,)) for number in range(2)]
         for thread in threads:
             thread.start()
-        results = [
-            memory.consolidate(
-                Policy(lambda episodes: by_pairs([each for each in episodes if each.episode_type == "note"]))
-            )
-            for _ in range(8)
-        ]
-        stop.set()
-        for thread in threads:
-            thread.join(20)
+        policy = Policy(lambda episodes: by_pairs([each for each in episodes if each.episode_type == "note"]))
+        results: list[ConsolidationResult] = []
+        while any(thread.is_alive() for thread in threads):
+            results.append(memory.consolidate(policy))
+        results.append(memory.consolidate(policy))
         assert errors == []
         superseded = {id_: made for result in results for id_, made in result.superseded.items()}
         live = {episode.id for episode in memory.episodes()}
@@ -458,6 +455,31 @@ class TestMeanwhile:
         for id_ in stored[0] | stored[1]:
             assert (id_ in live) != (id_ in superseded)
         assert sum(len(result.superseded) for result in results) == len(superseded) > 0
+
+    def test_two_processes_that_consolidate_one_shared_engine_do_it_once(self) -> None:
+        backend = EphemeralBackend(BackendOptions(path=Path("unused")))
+        stores = [Store(backend, Settings(), load_plugins()) for _ in range(2)]
+        stores[0].agent_memory(AGENT).store_episodes([note(number, number) for number in range(600)])
+        both = threading.Barrier(2)
+
+        def consolidate(opened: Store) -> list[ConsolidationResult]:
+            def plan(episodes: Sequence[Episode]) -> Plan:
+                both.wait(20)
+                return by_pairs([episode for episode in episodes if episode.episode_type == "note"])
+
+            return [opened.agent_memory(AGENT).consolidate(Policy(plan)) for _ in range(2)]
+
+        with ThreadPoolExecutor(2) as pool:
+            results = [result for told in pool.map(consolidate, stores) for result in told]
+        assert sum(len(result.superseded) for result in results) == 600
+        assert sum(len(result.created) for result in results) == 300
+        memory = stores[1].agent_memory(AGENT)
+        assert memory.get_statistics().episodes_by_type == {"summary": 300}
+        for each in memory.consolidations():
+            memory.undo(each.consolidation_id)
+        assert texts(stores[0].agent_memory(AGENT)) == [str(number) for number in range(600)]
+        assert stores[0].verify().problems == []
+        backend.close()
 
 
 class TestBrokenContracts:
@@ -631,7 +653,8 @@ class TestUndo:
         memory.store_episodes([note(number, number) for number in range(2)])
         result = memory.consolidate(Policy(all_in_one))
         memory.undo(undo_id(result))
-        for unknown in (undo_id(result), note("x").id):
+        ancient = Episode(AGENT, "note", {}, event_time=datetime(1, 1, 1, tzinfo=UTC)).id
+        for unknown in (undo_id(result), note("x").id, ancient):
             with pytest.raises(NotFoundError, match=r"consolidations\(\) lists those that can"):
                 memory.undo(unknown)
         with pytest.raises(InvalidError):
@@ -756,6 +779,17 @@ class TestUndoData:
         else:
             assert memory.consolidations() == []
         assert everything(store) == {}
+
+    def test_a_store_that_takes_no_writes_lists_what_is_not_over(
+        self, store: Store, clock: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        memory = store.agent_memory(AGENT)
+        for _ in range(2):
+            memory.store_episodes([note(number, number) for number in range(2)])
+            memory.consolidate(Policy(forget_all))
+            clock.forward(days=20)
+        monkeypatch.setattr(store._durability, "failure", ReadOnlyError("no writes"))
+        assert len(memory.consolidations()) == 1
 
     def test_without_undo_days_there_are_none(self) -> None:
         with open_store(Settings(memory=MemorySettings(undo_days=0)), backend="ephemeral") as store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -406,7 +407,8 @@ def test_a_killed_consolidation_leaves_whole_groups_and_is_gone_on_with(tmp_path
     interrupted = 0
     for round_ in range(3):
         command = [sys.executable, "-c", _CONSOLIDATE, str(path), backend]
-        with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True) as process:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for _ in range(5 + round_):
                 process.stdout.readline()

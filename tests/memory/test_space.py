@@ -25,7 +25,7 @@ PATIENCE_S = 30.0
 @pytest.fixture(autouse=True)
 def a_low_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compaction, "FREED_BYTES_MIN", 1 << 20)
-    monkeypatch.setattr(compaction, "_QUIET_S", 0.05)
+    monkeypatch.setattr(compaction, "_QUIET_S", 0.4)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_the_directory_shrinks_after_much_was_deleted(store: Store, tmp_path: Pa
     wait_until(lambda: is_compacted(store))
     wait_until(lambda: disk_bytes(tmp_path) < full * (0.65 if verb == "delete" else 0.4))
     told = figures(store)
-    assert told["agents"] == 1
+    assert told["agents"] == told["compactions"]
     assert told["errors"] == 0
     assert told["last_compaction_ms"] > 0
     assert store.agent_memory("b").get_statistics().total_episodes == 300
@@ -106,9 +106,8 @@ def test_it_does_so_after_a_sweep(tmp_path: Path, engine: str) -> None:
     with open_here(
         tmp_path, engine, enable_auto_forgetting=True, forgetting_interval_s=0.05, max_episodes=100
     ) as store:
-        wait_until(lambda: is_compacted(store))
+        wait_until(lambda: is_compacted(store) and figures(store)["agents"] >= 2)
         wait_until(lambda: disk_bytes(tmp_path) < full * 0.3)
-        assert figures(store)["agents"] == 2
         assert store.verify().problems == []
 
 

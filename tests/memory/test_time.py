@@ -71,6 +71,12 @@ def memory(store: Store) -> AgentMemory:
     return store.agent_memory("bot")
 
 
+@pytest.fixture
+def reading_changes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is that of all tests here, and a thread of it reinforces what was read, every ten seconds."""
+    monkeypatch.setattr(store._context, "accesses", None)
+
+
 class TestLookingBack:
     def test_each_version_is_what_was_known_from_its_time_until_the_next(self, memory: AgentMemory) -> None:
         id_ = memory.store_episode(note("Oslo"))
@@ -132,6 +138,7 @@ class TestLookingBack:
         assert texts(list(remaining)) == ["0", "1", "2", "3", "4"]
         assert texts(list(memory.episodes(as_of=then))) == ["0", "1", "2", "3"]
 
+    @pytest.mark.usefixtures("reading_changes_nothing")
     def test_the_relevance_is_that_of_now(self, store: Store, memory: AgentMemory, clock: Any) -> None:
         id_ = memory.store_episode(note("tea"))
         then = since(memory.get_episode(id_))
@@ -144,6 +151,7 @@ class TestLookingBack:
             assert [version.relevance for version in memory.history(id_)][:1] == [told.relevance]
             memory.invalidate(id_)
 
+    @pytest.mark.usefixtures("reading_changes_nothing")
     def test_it_is_as_if_every_version_had_been_reinforced_and_pinned_with_the_last(
         self, store: Store, memory: AgentMemory
     ) -> None:
@@ -364,6 +372,7 @@ class TestRetiring:
         assert memory.store_episode(other, idempotency_key="k3") == other.id
         assert store.verify().problems == []
 
+    @pytest.mark.usefixtures("reading_changes_nothing")
     def test_what_was_put_back_is_as_it_was(self, store: Store, memory: AgentMemory, clock: Any) -> None:
         expires_at = clock.now + timedelta(days=9)
         boosted = memory.store_episode(note("boosted", relevance=0.3, expires_at=expires_at))

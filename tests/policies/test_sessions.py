@@ -223,6 +223,13 @@ def test_talk_without_words_stays_as_it_is() -> None:
 # Derived memories
 
 
+def test_memories_derived_from_an_import_of_one_moment_do_not_meet() -> None:
+    sources = [Episode("bot", "note", {}, id=f"0e30b9ee-5b68-8000-99c9-36e3{number:08x}") for number in range(5000)]
+    made = {derived_episode("acme.p", [source], "fact", {"fact": "x"}).id for source in sources}
+    assert len(made) == 5000
+    assert made.isdisjoint(source.id for source in sources)
+
+
 def test_whoever_derives_the_same_makes_the_same_episode() -> None:
     sources = talk()
     content = {"summary": "x"}

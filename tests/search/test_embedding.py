@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from qilbee_core import (
     AgentMemory,
+    BackendOptions,
     Delete,
     Episode,
     InvalidError,
@@ -32,10 +33,12 @@ from qilbee_core import (
     SettingsError,
     StorageSettings,
     Store,
+    StoreClosedError,
     WriteBatch,
     aopen_store,
     open_store,
 )
+from qilbee_core.backends.ephemeral import EphemeralBackend
 from qilbee_core.envelope import frame
 from qilbee_core.ids import parse_id
 from qilbee_core.keys import AgentKeys, Space
@@ -413,6 +416,20 @@ class TestFaults:
         assert memory.semantic_search("an oak", 1)[0].score == pytest.approx(1.0, abs=0.01)
 
     @on_rocksdb
+    def test_what_failed_for_a_query_alone_is_healthy_again_by_itself(
+        self, open_here: OpenStore, plugin: HashesPlugin
+    ) -> None:
+        store = open_here()
+        memory = store.agent_memory("bot")
+        memory.store_episode(note("an oak"))
+        wait_for_vectors(store)
+        plugin.behave = raises
+        assert nearest(memory, "forest") == "an oak"
+        assert store.health().problems != []
+        plugin.behave = lambda _: None
+        wait_until(lambda: store.health().problems == [], "the health")
+
+    @on_rocksdb
     def test_a_text_that_is_refused_holds_up_no_other(self, open_here: OpenStore, plugin: HashesPlugin) -> None:
         def refuse(texts: Sequence[str]) -> object:
             if any("poison" in text for text in texts):
@@ -475,6 +492,11 @@ class TestFaults:
         with pytest.raises(InvalidError, match="no embedder 'word2vec'; installed are"):
             open_at(tmp_path / "data", HashesPlugin(), embedder="word2vec")
         assert not (tmp_path / "data").exists()
+
+    @pytest.mark.parametrize("options", [{"model": ""}, {"dimensions": 0}, {"dimensions": "many"}], ids=str)
+    def test_an_embedder_that_does_not_say_what_it_is_is_refused(self, options: dict[str, Any]) -> None:
+        with pytest.raises(PluginError, match=r"embedder 'test\.hashes' of"):
+            open_at(Path("none"), HashesPlugin(), "ephemeral", **options)
 
 
 # --- verify and repair
@@ -589,6 +611,73 @@ class TestReembed:
             assert nearest(store.agent_memory("bot"), "ink") == "ink"
             wait_for_vectors(store)
             assert [text for texts in plugin.made[-1].asked for text in texts] == ["ink"]
+
+    def test_a_query_is_never_compared_with_vectors_of_another_model(
+        self, open_here: OpenStore, plugin: HashesPlugin
+    ) -> None:
+        store = open_here()
+        memory = store.agent_memory("bot")
+        memory.store_episodes([note(word) for word in WORDS])
+        wait_for_vectors(store)
+        switched: list[int] = []
+
+        def switch(texts: Sequence[str]) -> None:
+            if list(texts) == ["forest"] and not switched:
+                switched.append(store.reembed("test.hashes", model="test/other"))
+
+        plugin.behave = switch
+        found = memory.semantic_search("forest", 1)  # the query is encoded by the old one, and then it switches
+        assert switched == [len(WORDS)]
+        assert found[0].episode.content == {"observation": "oak"}  # by the table of words
+
+    @on_rocksdb
+    def test_who_closes_the_store_meanwhile_leaves_the_old_one_in_use(
+        self, open_here: OpenStore, plugin: HashesPlugin
+    ) -> None:
+        with open_here() as store:
+            store.agent_memory("bot").store_episodes([note(f"oak {number}") for number in range(100)])
+            wait_for_vectors(store)
+
+            def close(_: Sequence[str]) -> None:
+                if len(plugin.made) > 1:
+                    store.close()
+
+            plugin.behave = close
+            with pytest.raises(StoreClosedError):
+                store.reembed("test.hashes", model="test/other")
+        plugin.behave = lambda _: None
+        with open_here() as store:
+            assert nearest(store.agent_memory("bot"), "oak 7") == "oak 7"
+            assert len(vectors(store, 1)) == 100
+
+    def test_another_process_that_reembeds_is_noticed(self, plugin: HashesPlugin) -> None:
+        backend = EphemeralBackend(BackendOptions(path=Path("none")))  # of two openers, as a shared engine has
+        here, there = (
+            Store(
+                backend,
+                Settings(search=SearchSettings(embedder="test.hashes")),
+                plugins_with(plugin),
+                embedder=plugin.create(),
+            )
+            for _ in range(2)
+        )
+        memory = here.agent_memory("bot")
+        ids = memory.store_episodes([note(word) for word in WORDS])
+        wait_for_vectors(here)
+        assert nearest(there.agent_memory("bot"), "oak") == "oak"
+        there.reembed("test.hashes", model="test/other")
+        assert nearest(there.agent_memory("bot"), "oak") == "oak"
+        memory.delete_episode(ids[0])  # by one who has not heard of the new model
+        memory.store_episode(note("a late one"))
+        wait_until(lambda: "another process" in str(here.health().problems), "the news")
+        assert nearest(memory, "forest") == "oak"  # by the table of words
+        there.agent_memory("bot").semantic_search("late")
+        wait_for_vectors(there)  # what was stored elsewhere, once it is met
+        assert vectors(there, 1) == {}
+        assert vectors(there) == expected_vectors(there, 2, "test/other", 16)
+        assert there.verify().problems == []
+        for store in (here, there):
+            store._indexing.close()
 
     def test_back_to_the_table_of_words(self, open_here: OpenStore) -> None:
         store = open_here()

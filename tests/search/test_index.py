@@ -163,7 +163,12 @@ def test_an_index_that_was_kept_up_equals_one_that_is_made_anew(seed: int, lengt
     assert answers(kept) == answers(loaded) == answers(added)
 
 
-def test_a_large_index_answers_alike_however_it_was_made() -> None:
+@pytest.mark.parametrize("unsorted_max", [100, 10_000])
+@pytest.mark.parametrize("at_once", [1, 100])
+def test_a_large_index_answers_alike_however_it_was_made(
+    monkeypatch: pytest.MonkeyPatch, at_once: int, unsorted_max: int
+) -> None:
+    monkeypatch.setattr(index_module, "_UNSORTED_MAX", unsorted_max)
     random = Random(7)
     episodes = [
         said(" ".join(random.choices(WORDS, k=6)), random.randrange(4000), session_id=str(random.randrange(40)))
@@ -171,8 +176,10 @@ def test_a_large_index_answers_alike_however_it_was_made() -> None:
     ]
     rows = [(parse_id(each.id), row_of(each, analyser("english"))) for each in episodes]
     kept, loaded = new_index(), new_index()
-    for id_bytes, row in rows:
-        kept.add(id_bytes, row)
+    for start in range(0, len(rows), at_once):
+        kept.put(rows[start : start + at_once])
+    kept.put([(id_bytes, rows[0][1]) for id_bytes, _ in rows[:200]])  # what is said again is said in place of it
+    kept.put(rows[:200])
     gone = random.sample(rows, 700)
     for id_bytes, _ in gone:
         kept.remove(id_bytes)

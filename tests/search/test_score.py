@@ -54,9 +54,7 @@ def random_index(seed: int, episodes: int) -> AgentIndex:
     index = AgentIndex(lexicon("english"))
     cut = sorted(rows)[random.randrange(episodes)]
     index.load(sorted((id_bytes, row) for id_bytes, row in rows.items() if id_bytes <= cut))
-    for id_bytes, row in rows.items():
-        if id_bytes > cut or random.random() < 0.1:
-            index.put(id_bytes, row)
+    index.put((id_bytes, row) for id_bytes, row in rows.items() if id_bytes > cut or random.random() < 0.1)
     for id_bytes in random.sample(sorted(rows), episodes // 10):
         index.remove(id_bytes)
     return index

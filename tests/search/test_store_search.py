@@ -628,6 +628,26 @@ def test_what_is_erased_leaves_no_trace_of_its_words_in_any_file(
     assert left == []
 
 
+def test_rows_that_an_index_is_to_take_with_others_are_there_for_a_search(open_search: Callable[..., Store]) -> None:
+    store = open_search("inline")
+    memory = store.agent_memory("bot")
+    memory.store_episode(note("tea"))
+    memory.search_episodes("tea")
+    store._indexing.unindexed_max = 1e9  # nobody indexes, but this
+    ids = [memory.store_episode(note(f"qwxcanary {number}")) for number in range(9)]
+    search = store._indexing._indexes.of(store._context.agent("bot"))
+    store._indexing._do_part(search, 5)
+    assert len(search.waiting) == 5
+    memory.delete_episode(ids[0])
+    assert search.waiting == []
+    assert search.index is not None
+    assert parse_id(ids[0]) not in search.index
+    store._indexing._do_part(search, 2)
+    assert len(search.waiting) == 2
+    assert len(memory.search_episodes("qwxcanary")) == 8
+    assert answers(store) == answers_made_anew(store)
+
+
 def test_nor_in_ram(open_search: Callable[..., Store]) -> None:
     store = open_search("background")
     memory = store.agent_memory("bot")

@@ -131,7 +131,7 @@ def stale(people: People) -> dict[str, dict[str, str]]:
     revoked = headers_of_key(people, "admin", permissions=["admin", "self", "read", "maintain"])
     disabled = accounts.users.create(caller, "disabled", PASSWORD, roles=["Admin"])
     shut_out = accounts.sessions.login(caller, "disabled", PASSWORD)
-    session = accounts.authenticate(f"Bearer {ended.access_token}", None, "")
+    session = accounts.authenticate(f"Bearer {ended.access_token}", None)
     good = {
         "ended": {"Authorization": f"Bearer {ended.access_token}"},
         "disabled": {"Authorization": f"Bearer {shut_out.access_token}"},
@@ -157,7 +157,7 @@ def test_what_was_good_once_opens_nothing(
 def test_an_access_token_that_has_expired_opens_nothing(people: People) -> None:
     accounts = people.served.accounts
     assert accounts is not None
-    session = accounts.authenticate(people.headers["Admin"]["Authorization"], None, "")
+    session = accounts.authenticate(people.headers["Admin"]["Authorization"], None)
     assert session.session_id is not None
     now_s = accounts.tables.now_us() // 1_000_000
     for age_s, status in ((0, 200), (accounts._tokens.access_token_s + 1, 401)):

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -180,6 +181,63 @@ def test_a_body_may_be_as_large_as_the_setting_says() -> None:
         headers = {"content-type": "application/json"}
         assert served.client.post("/memory/a/episodes", content=fits, headers=headers).status_code == 201
         assert served.client.post("/memory/a/episodes", content=fits + " ", headers=headers).status_code == 413
+
+
+# --- HTTP itself
+
+
+def test_head_is_get_without_its_body() -> None:
+    with serving(EPHEMERAL) as served:
+        head, get = served.client.head("/docs"), served.client.get("/docs")
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == get.headers["content-length"] == str(len(get.content))
+        assert served.client.get("/health").status_code == 200  # the connection is in step
+
+
+def test_requests_sent_one_behind_the_other_are_answered_in_their_order() -> None:
+    paths = ["/memory/a/statistics", "/nothing", "/agents", "/memory/b/episodes/recent"]
+    data = "".join(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n" for path in paths).encode()
+    with serving(EPHEMERAL) as served, socket.create_connection(("127.0.0.1", served.port), PATIENCE_S) as connection:
+        connection.sendall(data)
+        answer = b""
+        while answer.count(b"HTTP/1.1") < len(paths) or not answer.endswith(b"}"):
+            answer += connection.recv(65536)
+    statuses = [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [200, 404, 200, 200]
+
+
+@pytest.mark.parametrize("head", ["HTTP/1.1\r\nhost: x\r\nconnection: close", "HTTP/1.0"])
+def test_a_connection_is_closed_where_the_client_wants_it(head: str) -> None:
+    with serving(EPHEMERAL) as served, socket.create_connection(("127.0.0.1", served.port), PATIENCE_S) as connection:
+        connection.sendall(f"GET /health {head}\r\n\r\n".encode())
+        answer = b""
+        while part := connection.recv(65536):  # until it is closed
+            answer += part
+    assert answer.count(b"connection: close") == 1
+    assert b'"status":"healthy"' in answer
+
+
+def test_expect_100_continue_is_answered_before_the_body_is_sent() -> None:
+    body = json.dumps(BODY).encode()
+    head = f"POST /memory/a/episodes HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {len(body)}\r\n\r\n"
+    with serving(EPHEMERAL) as served, socket.create_connection(("127.0.0.1", served.port), PATIENCE_S) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 201")
+
+
+def test_an_answer_that_is_larger_than_any_buffer_comes_whole() -> None:
+    text = "x" * 500_000
+    with serving(EPHEMERAL) as served:
+        for _ in range(8):
+            served.store.agent_memory("a").store_episode(Episode.observation("a", text))
+        with socket.create_connection(("127.0.0.1", served.port), PATIENCE_S) as connection:
+            connection.sendall(b"GET /memory/a/episodes/recent HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            answer = bytearray()
+            while part := connection.recv(65536):
+                answer += part
+    assert len(json.loads(answer.partition(b"\r\n\r\n")[2])["episodes"]) == 8
 
 
 # --- browsers and proxies
