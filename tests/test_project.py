@@ -18,7 +18,7 @@ TOX.read(ROOT / "tox.ini")
 ENVIRONMENTS = re.findall(r"\w+", TOX["tox"]["env_list"])
 
 
-@pytest.mark.parametrize(("marker", "last"), [("run", ".venv/bin/qilbee quickstart"), ("test", ".venv/bin/tox")])
+@pytest.mark.parametrize(("marker", "last"), [("run", ".venv/bin/qilbee serve --data qilbee-data"), ("test", ".venv/bin/tox")])
 def test_the_readme_has_each_command_in_one_line_that_makes_its_environment(marker: str, last: str) -> None:
     (command,) = re.findall(rf"^<!-- {marker} -->\n```sh\n(.*)\n```$", README, re.M)
     assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
@@ -28,7 +28,7 @@ def test_the_readme_has_each_command_in_one_line_that_makes_its_environment(mark
 def test_ci_runs_the_commands_of_the_readme_and_knows_none_itself() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert re.findall(r"^run_from_readme (\w+)$", script.read_text(), re.M) == ["run", "test"]
+    assert re.findall(r"\$\(shell_below (\w+)\)$", script.read_text(), re.M) == ["run", "session", "test"]
     assert "venv/bin" not in script.read_text()
 
 

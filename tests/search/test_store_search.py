@@ -635,7 +635,8 @@ def test_rows_that_an_index_is_to_take_with_others_are_there_for_a_search(open_s
     memory.search_episodes("tea")
     store._indexing.unindexed_max = 1e9  # nobody indexes, but this
     ids = [memory.store_episode(note(f"qwxcanary {number}")) for number in range(9)]
-    search = store._indexing._indexes.of(store._context.agent("bot"))
+    agent = store._context.agent("bot")
+    search = store._indexing._indexes.of(agent)
     store._indexing._do_part(search, 5)
     assert len(search.waiting) == 5
     memory.delete_episode(ids[0])
@@ -644,6 +645,9 @@ def test_rows_that_an_index_is_to_take_with_others_are_there_for_a_search(open_s
     assert parse_id(ids[0]) not in search.index
     store._indexing._do_part(search, 2)
     assert len(search.waiting) == 2
+    position = store._context.position(agent)
+    assert position is not None
+    assert len(store._indexing._indexes.current(search, position)) == 9
     assert len(memory.search_episodes("qwxcanary")) == 8
     assert answers(store) == answers_made_anew(store)
 

@@ -1,0 +1,281 @@
+"""Connections, each with a deadline for whatever it is asked.
+
+Two pools: one whose connections are held for a statement, and one whose connections are held for as long as somebody
+looks at an instant, so that whoever looks keeps nobody from writing.
+
+A server that was frozen, or a network that swallows packets, answers nothing at all, and neither the server's own
+time-outs nor TCP's keepalives help then in less than minutes. So a thread watches who waits for an answer, and shuts the
+socket of whoever waits too long: the call ends with an error at once.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from queue import SimpleQueue
+from typing import TypeVar
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.errors import Diagnostic
+from psycopg.rows import TupleRow
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+
+from qilbee_core import SettingsError, StorageError, StoreClosedError
+from qilbee_postgres.errors import of_connecting
+from qilbee_postgres.settings import EngineSettings
+
+__all__ = ["Connection", "Connections"]
+
+T = TypeVar("T")
+
+_TICK_S = 0.1
+_VIEW_WAIT_S_MAX = 5.0
+_SERVER_SHARE = 0.9
+"""The server's own time-out comes first where the server lives: it says more, and stops the work."""
+
+
+class Connection(psycopg.Connection[TupleRow]):
+    """A connection that can be shut from another thread, and remembers what it was warned of."""
+
+    lifeline: socket.socket | None = None
+    """The socket once more, under a number of its own, so that nothing else can ever be shut by it."""
+    timed_out = False
+    warning = ""
+    """The last warning of class 01000 since it was emptied: the one about a standby that did not confirm."""
+
+    def prepare_for_use(self, statements: str) -> None:
+        """Once, after connecting."""
+        self.lifeline = socket.socket(fileno=os.dup(self.fileno()))
+        self.add_notice_handler(self._noted)
+        self.execute(statements)
+
+    def _noted(self, diagnostic: Diagnostic) -> None:
+        if diagnostic.sqlstate == "01000" and diagnostic.severity_nonlocalized == "WARNING":
+            self.warning = f"{diagnostic.message_primary}: {diagnostic.message_detail}"
+
+    def shut(self) -> None:
+        """End whatever waits for an answer."""
+        self.timed_out = True
+        if self.lifeline is not None:
+            with suppress(OSError):
+                self.lifeline.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Let go of it."""
+        super().close()
+        if self.lifeline is not None:
+            self.lifeline.close()
+
+    def is_stale(self) -> bool:
+        """Whether the server has closed it while nobody looked: then there is something to read, if only the end."""
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+
+def _refuse_stale(connection: Connection) -> None:
+    if connection.is_stale():
+        raise psycopg.OperationalError("the server has closed the connection")
+
+
+class Connections:
+    """All connections to one database. Thread-safe."""
+
+    def __init__(self, dsn: str, settings: EngineSettings, *, synchronous: bool) -> None:
+        try:
+            given = conninfo_to_dict(dsn)
+        except psycopg.ProgrammingError as error:
+            raise SettingsError("the dsn cannot be read", remedy="write postgresql://user@host/database") from error
+        hosts = str(given.get("host") or os.environ.get("PGHOST") or "localhost")
+        name = given.get("dbname") or os.environ.get("PGDATABASE") or given.get("user") or ""
+        self.where = f"PostgreSQL {hosts}/{name}"
+        """Where it is, without what is secret."""
+        self._conninfo = make_conninfo(
+            dsn,
+            connect_timeout=given.get("connect_timeout") or max(1, round(settings.connect_timeout_ms / 1000)),
+            fallback_application_name="qilbee-postgres",
+            target_session_attrs=given.get("target_session_attrs") or "read-write",
+        )
+        server_ms = int(settings.statement_timeout_ms * _SERVER_SHARE)
+        self._setup = (
+            f"set statement_timeout = {server_ms}; set default_transaction_isolation = 'read committed'; "
+            f"set synchronous_commit = {'on' if synchronous else 'off'}"
+        )
+        self._settings = settings
+        self._statement_s = settings.statement_timeout_ms / 1000
+        self._waiting: dict[Connection, float] = {}
+        """Who waits for an answer, and until when."""
+        self._returned: SimpleQueue[Connection | None] = SimpleQueue()
+        """Connections of views that were closed or dropped. A queue that the garbage collector may put into, too."""
+        self.closed = False
+        self._ending = threading.Event()
+        self._pool = self._made(settings.connections_max, self._statement_s, "qilbee-postgres")
+        self._views = self._made(settings.views_max, _VIEW_WAIT_S_MAX, "qilbee-postgres-views")
+        self._threads: Sequence[threading.Thread] = ()
+
+    def _made(self, size_max: int, timeout_s: float, name: str) -> ConnectionPool[Connection]:
+        return ConnectionPool(
+            self._conninfo,
+            connection_class=Connection,
+            kwargs={"autocommit": True, "prepare_threshold": 0},
+            min_size=0,
+            max_size=size_max,
+            open=False,
+            configure=lambda connection: connection.prepare_for_use(self._setup),
+            check=_refuse_stale,
+            name=name,
+            timeout=timeout_s,
+            reconnect_timeout=self._settings.connect_timeout_ms / 1000,
+        )
+
+    def open(self) -> None:
+        """Begin; raises what keeps us from connecting, in words that help."""
+        self.try_to_connect()
+        self._pool.open()
+        self._views.open()
+        self._threads = [
+            threading.Thread(target=self._watch, name="qilbee-postgres-watch", daemon=True),
+            threading.Thread(target=self._take_back, name="qilbee-postgres-return", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+        _open_ones.add(self)
+
+    def try_to_connect(self) -> None:
+        """Make a connection and close it again, for the reason where it fails."""
+        try:
+            psycopg.connect(self._conninfo).close()
+        except psycopg.Error as error:
+            raise of_connecting(error, self.where) from error
+
+    def close(self) -> None:
+        """Let go of all. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self._returned.put(None)
+        for thread in self._threads[1:]:
+            thread.join()
+        self._pool.close()
+        self._views.close()
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+
+    def abandon(self) -> None:
+        """In a forked child: what the parent goes on using is never touched again, not even to be closed."""
+        self.closed = True
+        self._threads = ()
+        _abandoned.append((self._pool, self._views))
+
+    @contextmanager
+    def statement(self) -> Iterator[Connection]:
+        """A connection for a statement or a transaction, under a deadline for each wait."""
+        connection = self._taken(self._pool)
+        try:
+            with self.deadline(connection):
+                yield connection
+        finally:
+            self._pool.putconn(connection)
+
+    @contextmanager
+    def deadline(self, connection: Connection) -> Iterator[None]:
+        """Whatever ``connection`` is asked in here has to be answered in time."""
+        self._waiting[connection] = time.monotonic() + self._statement_s
+        try:
+            yield
+        finally:
+            del self._waiting[connection]
+
+    def extend(self, connection: Connection) -> None:
+        """Let the deadline begin anew: one of several statements was answered."""
+        self._waiting[connection] = time.monotonic() + self._statement_s
+
+    def read(self, ask: Callable[[Connection], T]) -> T:
+        """What ``ask`` gives, asked once more where the connection was lost: to read twice does no harm."""
+        for may_repeat in (True, False):
+            with self.statement() as connection:
+                try:
+                    return ask(connection)
+                except psycopg.OperationalError:
+                    if not may_repeat or connection.timed_out or not connection.closed:
+                        raise
+        raise AssertionError
+
+    def view(self) -> Connection:
+        """A connection to keep, for :meth:`give_back`."""
+        return self._taken(self._views)
+
+    def give_back(self, connection: Connection) -> None:
+        """Take a view's connection back. It is rolled back elsewhere: whoever closes a view waits for nothing."""
+        if not self.closed:
+            self._returned.put(connection)
+
+    def drop(self, connection: Connection) -> None:
+        """Take a view's connection back and close it."""
+        connection.close()
+        self._views.putconn(connection)
+
+    def _taken(self, pool: ConnectionPool[Connection]) -> Connection:
+        if self.closed:
+            raise StoreClosedError("the store is closed")
+        try:
+            return pool.getconn()
+        except PoolClosed as error:
+            raise StoreClosedError("the store is closed") from error
+        except PoolTimeout as error:
+            self.try_to_connect()
+            if pool is self._views:
+                raise StorageError(
+                    f"{self._settings.views_max} snapshots and long scans are open at once",
+                    remedy="close some of them, or raise views_max in [storage.engine]",
+                ) from error
+            raise StorageError(
+                f"none of the {self._settings.connections_max} connections to {self.where} got free in time",
+                remedy="raise connections_max in [storage.engine]",
+            ) from error
+
+    def figures(self) -> dict[str, int]:
+        """Figures of the pools, known without asking anybody."""
+        statements, views = self._pool.get_stats(), self._views.get_stats()
+        return {
+            "connections": statements.get("pool_size", 0),
+            "connections_idle": statements.get("pool_available", 0),
+            "statements_waiting": statements.get("requests_waiting", 0),
+            "open_views": views.get("pool_size", 0) - views.get("pool_available", 0),
+        }
+
+    def _watch(self) -> None:
+        while not self._ending.wait(_TICK_S):
+            now = time.monotonic()
+            for connection, until in list(self._waiting.items()):
+                if now > until:
+                    connection.shut()
+
+    def _take_back(self) -> None:
+        while (connection := self._returned.get()) is not None:
+            try:
+                with self.deadline(connection):
+                    connection.execute("rollback")
+            except psycopg.Error:
+                connection.close()
+            self._views.putconn(connection)
+
+
+_open_ones: weakref.WeakSet[Connections] = weakref.WeakSet()
+_abandoned: list[object] = []
+
+
+def _after_fork_in_child() -> None:
+    for connections in list(_open_ones):
+        connections.abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
