@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from qilbee_core import AgentMemory, OutcomeUnknownError, QilbeeError, StorageError, Store, open_store
+from qilbee_core import AgentMemory, OutcomeUnknownError, QilbeeError, StorageError, Store, StoreClosedError, open_store
 
 from .oracle import Step, observe, send
 
@@ -136,11 +136,14 @@ class Trial:
         return False
 
     def read(self, memory: AgentMemory) -> None:
-        """Reads go on, whatever happens to writes."""
+        """Reads go on, whatever happens to writes; but for a listing that a reopening cuts short, which says so."""
         try:
             missing = self.done - observe(memory.episodes()).keys()
             if missing:
                 self.problem(f"while the disk failed {sorted(missing)} could not be read")
+        except StoreClosedError as error:
+            if "was reopened" not in error.message:
+                self.problem(f"while the disk failed a read raised {error}")
         except StorageError as error:
             self.problem(f"while the disk failed a read raised {type(error).__name__}: {error}")
 

@@ -30,6 +30,7 @@ from qilbee_core import (
     ProviderNotFoundError,
     Put,
     ReadOnlyError,
+    SearchSettings,
     Settings,
     SettingsError,
     Store,
@@ -792,7 +793,8 @@ class TestUndoData:
         assert len(memory.consolidations()) == 1
 
     def test_without_undo_days_there_are_none(self) -> None:
-        with open_store(Settings(memory=MemorySettings(undo_days=0)), backend="ephemeral") as store:
+        settings = Settings(memory=MemorySettings(undo_days=0), search=SearchSettings(indexing="off"))
+        with open_store(settings, backend="ephemeral") as store:
             memory = store.agent_memory(AGENT)
             memory.store_episodes([note(number, number) for number in range(3)])
             result = memory.consolidate(Policy(forget_all))
