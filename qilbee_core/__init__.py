@@ -67,6 +67,7 @@ from qilbee_core.interfaces import (
     SupportsDictionary,
     SupportsErase,
     SupportsNativeCompression,
+    SupportsPages,
     SupportsReopen,
     SupportsSequence,
     SupportsStats,
@@ -82,7 +83,7 @@ if TYPE_CHECKING:
     from qilbee_core.aio import AsyncStore, aopen_store
     from qilbee_core.hookspecs import hookimpl
     from qilbee_core.memory.agent import AgentMemory
-    from qilbee_core.memory.aio import AsyncAgentMemory
+    from qilbee_core.memory.aio import AsyncAgentMemory, store_anew
     from qilbee_core.memory.repair import RepairReport
     from qilbee_core.memory.verify import Problem, VerifyReport
     from qilbee_core.plugins import Plugins, load_plugins
@@ -98,6 +99,7 @@ else:
         "hookimpl": "qilbee_core.hookspecs",
         "AgentMemory": "qilbee_core.memory.agent",
         "AsyncAgentMemory": "qilbee_core.memory.aio",
+        "store_anew": "qilbee_core.memory.aio",
         "RepairReport": "qilbee_core.memory.repair",
         "Problem": "qilbee_core.memory.verify",
         "VerifyReport": "qilbee_core.memory.verify",
@@ -194,6 +196,7 @@ __all__ = [
     "SupportsDictionary",
     "SupportsErase",
     "SupportsNativeCompression",
+    "SupportsPages",
     "SupportsReopen",
     "SupportsSequence",
     "SupportsStats",
@@ -210,4 +213,5 @@ __all__ = [
     "hookimpl",
     "load_plugins",
     "open_store",
+    "store_anew",
 ]

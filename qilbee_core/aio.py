@@ -87,6 +87,10 @@ class AsyncStore:
         """Give the space of what was deleted back now."""
         await self._in_pool(self._store.compact)
 
+    async def checkpoint(self, target: str | os.PathLike[str]) -> int:
+        """Copy the store, as it is at this moment, to a directory that does not exist yet."""
+        return await self._in_pool(partial(self._store.checkpoint, target))
+
     async def stats(self) -> Mapping[str, JSON]:
         """Figures of the store and its engine."""
         return await self._in_pool(self._store.stats)

@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar, get_args, get_origin
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
@@ -43,8 +44,10 @@ class StorageSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     data_path: Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")] = "data"
     """Directory of the store; made with mode 0700 if it is missing."""
+    dsn: str | None = None
+    """URL of the database, for an engine that keeps its data in one; data_path means nothing then."""
     backend: str | None = None
-    """The engine. None: the one the store was made with, rocksdb for a new store."""
+    """The engine. None: the one the store was made with, or that of the dsn; rocksdb for a new store."""
     serializer: str = "msgpack"
     """How new records are written; old ones stay readable."""
     enable_wal: bool = True
@@ -76,6 +79,24 @@ class StorageSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if not self.enable_wal:
             return "none"
         return "sync" if self.sync_writes else "interval"
+
+    @property
+    def where(self) -> str:
+        """What is opened, as it may be shown: a password in the dsn is left out.
+
+        >>> StorageSettings(dsn="postgresql://bot:secret@db.example/memory?sslpassword=secret").where
+        'postgresql://bot@db.example/memory'
+        """
+        if self.dsn is None:
+            return self.data_path
+        try:
+            url = urlsplit(self.dsn)
+        except ValueError:
+            url = None
+        if url is None or not url.netloc:
+            return "the database of the dsn"
+        user, _, hosts = url.netloc.rpartition("@")
+        return f"{url.scheme}://{user.partition(':')[0]}{'@' if user else ''}{hosts}{url.path}"
 
     @property
     def codec(self) -> str:
@@ -299,8 +320,8 @@ def _convert(name: str, value: object, field: FieldInfo, *, strict: bool) -> obj
     except msgspec.ValidationError as error:
         choices = _choices(field.type)
         remedy = f"use one of {', '.join(choices)}" if choices else None
-        # The table of an embedder or a policy may hold a secret key.
-        said = "" if field.name in {"embedders", "policies"} else f" is {value!r}"
+        # The table of an embedder or a policy may hold a secret key, a dsn a password.
+        said = "" if field.name in {"dsn", "embedders", "policies"} else f" is {value!r}"
         raise SettingsError(f"{name}{said}: {error}", remedy=remedy) from error
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from msgspec import Struct
 
@@ -46,6 +46,7 @@ __all__ = [
     "SupportsDictionary",
     "SupportsErase",
     "SupportsNativeCompression",
+    "SupportsPages",
     "SupportsReopen",
     "SupportsSequence",
     "SupportsStats",
@@ -157,6 +158,16 @@ class SupportsNativeCompression(Protocol):
     @property
     def native_codecs(self) -> frozenset[str]:
         """Names of the codecs it has for its blocks."""
+
+
+@runtime_checkable
+class SupportsPages(Protocol):
+    """Can give the first pairs of a scan at the cost of one call, where a scan that goes on costs more."""
+
+    def page(
+        self, start: bytes = b"", stop: bytes | None = None, limit: int = 1, *, reverse: bool = False
+    ) -> list[tuple[bytes, bytes]]:
+        """The first ``limit`` pairs of that scan, or all where there are fewer."""
 
 
 @runtime_checkable
@@ -282,9 +293,15 @@ class BackendOptions(Struct, frozen=True, kw_only=True):
 
     ``read_only`` is given to an engine alone whose provider says that it can: it shows one moment, changes nothing on
     disk, minds no other opener, and its ``write`` raises ReadOnlyError.
+
+    ``dsn`` says where the database of an engine without files is; it may hold a password. ``durability`` is the level
+    in force: an engine whose commits can wait for the disk by themselves does so at ``sync``, and its ``sync`` has
+    nothing to do then.
     """
 
     path: Path
+    dsn: str = ""
+    durability: Literal["sync", "interval", "async", "none"] = "interval"
     wal: bool = True
     compression: str = "none"
     cache_bytes: int = 64 << 20
@@ -300,7 +317,8 @@ class Provider(Struct, Generic[T_co], frozen=True):
     ``create`` takes a :class:`BackendOptions` for a backend, nothing for a codec or a serializer, and
     the settings of its own table as keywords for an embedder or a policy. ``install`` is the command
     that makes ``create`` work where what it needs is missing. ``directory`` says of a backend that it
-    keeps its files in ``BackendOptions.path``, ``read_only`` that it can be opened with that option.
+    keeps its files in ``BackendOptions.path``, ``read_only`` that it can be opened with that option, and ``schemes``
+    how the URLs begin that it takes as ``dsn``.
     """
 
     name: str
@@ -309,3 +327,4 @@ class Provider(Struct, Generic[T_co], frozen=True):
     install: str = ""
     directory: bool = True
     read_only: bool = False
+    schemes: tuple[str, ...] = ()

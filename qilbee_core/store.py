@@ -17,6 +17,7 @@ from msgspec.structs import asdict
 
 from qilbee_core.account_rows import AccountRows
 from qilbee_core.catalog import Catalog, CatalogModel, find_store_id
+from qilbee_core.checkpoint import checkpoint
 from qilbee_core.config import Settings
 from qilbee_core.durability import Durability, DurabilityStatus
 from qilbee_core.episode import JSON
@@ -196,7 +197,18 @@ class Store:
         if isinstance(self._backend, SupportsCompaction):
             started_s = time.monotonic()
             self._backend.compact()
-            log.info("compacted %s in %.1f s", self.settings.storage.data_path, time.monotonic() - started_s)
+            log.info("compacted %s in %.1f s", self.settings.storage.where, time.monotonic() - started_s)
+
+    def checkpoint(self, target: str | os.PathLike[str]) -> int:
+        """Copy the store, as it is at this moment, to a directory that does not exist yet; gives the bytes of its files.
+
+        The copy is a store that opens by itself; it appears whole or not at all, and survives a power cut once this
+        returns. Writes go on meanwhile. On the same file system RocksDB's tables are links, which take no space until
+        the store has replaced them. InvalidError for an engine that cannot (LevelDB, and those without files), and
+        where ``target`` exists.
+        """
+        self._check_open()
+        return checkpoint(self._backend, Path(self.settings.storage.data_path), Path(target))
 
     def stats(self) -> Mapping[str, JSON]:
         """Figures of the store and its engine, by name, units last."""
@@ -371,9 +383,10 @@ def open_store(
 ) -> Store:
     """Open the store in a directory, or as settings say; make it where there is none.
 
-    ``target`` is the data directory, or :class:`Settings`, or None for the settings of the environment
-    (``QILBEE_STORAGE_*``) and the defaults. ``overrides`` are keys of ``[storage]``: ``backend``,
-    ``sync_writes``, ``compression_type`` and so on. ``plugins`` replaces the installed ones.
+    ``target`` is the data directory, the URL of a database (``postgresql://...``, with a plugin that knows it), or
+    :class:`Settings`, or None for the settings of the environment (``QILBEE_STORAGE_*``) and the defaults.
+    ``overrides`` are keys of ``[storage]``: ``backend``, ``sync_writes``, ``compression_type`` and so on. ``plugins``
+    replaces the installed ones.
 
     ``recover="tail"`` is for a store that was refused with LostWritesError, or for a damaged log: it opens with what is
     left, which is a beginning of the writes in their order, and ``store.recovery`` says what was kept and lost. What is
@@ -395,8 +408,10 @@ def open_store(
         settings = target
     else:
         settings = Settings.load()
-        if target is not None:
-            overrides["data_path"] = target
+        if isinstance(target, str) and "://" in target:
+            overrides["dsn"] = target
+        elif target is not None:
+            overrides.update(data_path=target, dsn=None)
     settings = settings.with_storage(overrides)
     if plugins is None:
         plugins = load_plugins(disabled=settings.plugins.disabled)
@@ -412,7 +427,7 @@ def open_store(
         raise
     log.info(
         "opened %s on %s in %.0f ms, durability %s, compression %s",
-        settings.storage.data_path,
+        settings.storage.where,
         backend.name,
         (time.monotonic() - started_s) * 1000,
         settings.storage.level,
@@ -443,6 +458,12 @@ def _open_backend(
     storage = settings.storage
     directory = Path(storage.data_path)
     name, codec = storage.backend, storage.codec
+    if name is None and storage.dsn is not None:
+        name = _backend_of(storage.dsn, plugins)
+    if storage.dsn is not None and name is not None and plugins.backends.find(name).directory:
+        raise SettingsError(
+            f"the {name} backend keeps files and has no use for a dsn", remedy="leave out dsn, or backend"
+        )
     plugins.codecs.find(codec)
     plugins.serializers.find(storage.serializer)
     analyser(settings.search.language)
@@ -461,6 +482,8 @@ def _open_backend(
             )
         options = BackendOptions(
             path=directory / name,
+            dsn=storage.dsn or "",
+            durability=storage.level,
             wal=storage.level != "none",
             compression="none" if storage.compression_scope == "value" else codec,
             cache_bytes=storage.cache_bytes,
@@ -492,6 +515,18 @@ def _open_backend(
                 (time.monotonic() - started_s) * 1000,
             )
     return backend, None if read_only else watermark
+
+
+def _backend_of(dsn: str, plugins: Plugins) -> str:
+    """The engine that takes such a URL."""
+    scheme = dsn.partition("://")[0]
+    for name, provider in plugins.backends.providers.items():
+        if scheme in provider.schemes:
+            return name
+    raise ProviderNotFoundError(
+        f"no engine that is installed opens {scheme}:// URLs",
+        remedy="pip install qilbee-postgres" if scheme in ("postgresql", "postgres") else "check the URL",
+    )
 
 
 def _may_open(watermark: Watermark) -> MayOpen:

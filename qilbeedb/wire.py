@@ -104,9 +104,8 @@ def seconds_of(moment: datetime) -> Moment:
     >>> seconds_of(datetime(2026, 3, 2, tzinfo=UTC)), seconds_of(datetime(2026, 3, 2, 0, 0, 0, 250_000, UTC))
     (1772409600, 1772409600.25)
     """
-    since = moment - _EPOCH
-    seconds, us = since.days * 86_400 + since.seconds, since.microseconds
-    return (seconds * 1_000_000 + us) / 1_000_000 if us else seconds
+    seconds = moment.timestamp()  # rounded once, from whole microseconds
+    return seconds if moment.microsecond else int(seconds)
 
 
 def moment_of(number: Moment, name: str = "a moment") -> datetime:
@@ -220,7 +219,7 @@ class StoreBody(Request):
             expires_at=None if expires is None else moment_of(expires, "expiresAt"),
             id=self.episode_id,
         )
-        if self.episode_id is not None and given is not None and given != seconds_of(episode.event_time):
+        if self.episode_id is not None and given is not None and given != episode.event_time.timestamp():
             _check_agreement(episode.event_time, given)
         return episode
 

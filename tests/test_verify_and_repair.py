@@ -20,6 +20,7 @@ from qilbee_core import (
     Operation,
     Plan,
     Put,
+    Settings,
     Snapshot,
     StorageError,
     Store,
@@ -93,7 +94,10 @@ def filled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Store, list[Put]]]:
     path = tmp_path_factory.mktemp("store") / "data"
-    with open_store(path, backend=request.param, durability="async", compression_scope="value") as opened:
+    # Nothing is reinforced: what one test has read would be written while another counts the writes of a repair.
+    chosen = Settings.load({"memory": {"reinforcement_share": 0.0}})
+    options = {"backend": request.param, "durability": "async", "compression_scope": "value"}
+    with open_store(chosen, data_path=path, **options) as opened:
         fill(opened.agent_memory("bot"))
         fill(opened.agent_memory("other"))
         yield opened, [Put(key, value) for key, value in opened._backend.scan()]

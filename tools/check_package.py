@@ -24,6 +24,8 @@ IN_WHEEL = {
     "qilbee_core/search/words-1.npz",
     "qilbee_core/search/words-1.txt",
     "qilbee_core/testing/backends.py",
+    "qilbeedb/server/page/index.html",
+    "qilbeedb/server/page/page.js",
 }
 IN_SDIST = IN_WHEEL | {"pyproject.toml", "README.md", "LICENSE"}
 

@@ -427,9 +427,10 @@ def check(
     found.serializers.find(storage.serializer)
     found.embedders.find(settings.search.embedder)
     given = tomllib.loads(file.read_text())
+    shown = settings if storage.dsn is None else settings.with_storage({"dsn": storage.where})
     rows = [
         (f"{name}.{key}", msgspec.json.encode(_without_secrets(value)).decode(), _source(name, key, given))
-        for name, values in asdict(settings).items()
+        for name, values in asdict(shown).items()
         for key, value in asdict(values).items()
     ]
     say(table("Settings in force", ("setting", "value", "from"), rows))

@@ -67,7 +67,7 @@ class AgentMemory:
         with other content it is ConflictError. InvalidError names what is wrong with the episode.
         """
         try:
-            stored_id, ticket = self._operations.store_one(episode, idempotency_key)
+            (stored_id, _), ticket = self._operations.store_one(episode, idempotency_key)
         except ConflictError:
             self._durability.wait_for_earlier()
             raise

@@ -26,7 +26,7 @@ from qilbee_core.memory.operations import Operations
 from qilbee_core.memory.statistics import ClearReceipt, ForgetReceipt, MemoryStatistics, PurgeReceipt
 from qilbee_core.patience import patiently_async
 
-__all__ = ["AsyncAgentMemory", "run_in"]
+__all__ = ["AsyncAgentMemory", "run_in", "store_anew"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,6 +43,16 @@ async def run_in(pool: Executor, verb: Callable[P, T], *args: P.args, **kwargs: 
     except RuntimeError as error:
         raise StoreClosedError("the store is closed") from error
     return await running
+
+
+async def store_anew(
+    memory: AsyncAgentMemory, episode: Episode, idempotency_key: str | None = None
+) -> tuple[str, bool]:
+    """``memory.store_episode(...)`` for a server that has to tell its caller whether the episode is new.
+
+    Gives the id under which it is stored, and False where it was stored before: by its id or by the key.
+    """
+    return await memory._durable(memory._operations.store_one, episode, idempotency_key)
 
 
 class AsyncAgentMemory:
@@ -100,7 +110,7 @@ class AsyncAgentMemory:
 
     async def store_episode(self, episode: Episode, *, idempotency_key: str | None = None) -> str:
         """Store an episode and give its id."""
-        return await self._durable(self._operations.store_one, episode, idempotency_key)
+        return (await store_anew(self, episode, idempotency_key))[0]
 
     async def store_episodes(self, episodes: Iterable[Episode]) -> list[str]:
         """Store up to 1000 episodes in one atomic batch, all or none; gives their ids in order."""

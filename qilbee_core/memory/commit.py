@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from time import sleep
 from typing import NamedTuple, TypeVar, TypeVarTuple
 
@@ -32,7 +33,7 @@ from qilbee_core.errors import (
     StorageError,
     WriteStallError,
 )
-from qilbee_core.interfaces import SingleProcess, StorageBackend
+from qilbee_core.interfaces import SingleProcess, StorageBackend, SupportsPages
 from qilbee_core.keys import AgentKeys, Space, encode_agent_id
 from qilbee_core.memory.accesses import Accesses
 from qilbee_core.memory.head import Head
@@ -160,6 +161,7 @@ class Context:
         self.durability = durability
         self.tails = Tails(recent_cache_bytes)
         self.single_process = isinstance(backend, SingleProcess)
+        self._page = backend.page if isinstance(backend, SupportsPages) else None
         self.clock_ns: Callable[[], int] = time.time_ns
         """The time now, in nanoseconds since the Unix epoch: the one clock of a store's memories."""
         self.accesses: Accesses | None = None
@@ -291,6 +293,14 @@ class Context:
             agent.unindexed = 0
             return True
 
+    def first(
+        self, start: bytes, stop: bytes | None, limit: int, *, reverse: bool = False
+    ) -> list[tuple[bytes, bytes]]:
+        """The first ``limit`` pairs of a scan, at what they cost the engine and no more."""
+        if self._page is not None:
+            return self._page(start, stop, limit, reverse=reverse)
+        return list(islice(self.backend.scan(start, stop, reverse=reverse), limit))
+
     def now_us(self) -> int:
         """The time now, in microseconds since the Unix epoch."""
         return self.clock_ns() // 1000
@@ -398,7 +408,7 @@ class Context:
         """The head to change, kept in RAM from now on, or else what to expect of it."""
         value = self.backend.get(agent.keys.head)
         head = None if value is None else self._moved_on(agent, value)
-        if head is None and next(self.backend.scan(*agent.keys.range(Space.EPISODE)), None) is not None:
+        if head is None and self.first(*agent.keys.range(Space.EPISODE), 1):
             # To begin anew would store over what is there.
             raise CorruptRecordError(f"agent {agent.id!r} has episodes and no head", remedy="run repair()")
         if not self.single_process:
@@ -416,6 +426,11 @@ class Context:
         return agent.head, ()
 
     def _moved_on(self, agent: Agent, value: bytes) -> Head:
+        if not self.single_process:
+            # Every write to a shared engine writes the head; the log may be ahead because others wrote since it was read.
+            head = Head.decode(agent.keys.head, value)
+            self.orders_of(head.orders)
+            return head
         return read_head(self.backend, agent.keys, value, self.records, self.orders_of)
 
     def rearrange(self, agent: Agent, plan: Callable[[Head, list[Operation]], T | None]) -> T | None:

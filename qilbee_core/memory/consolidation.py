@@ -31,7 +31,7 @@ from qilbee_core.memory.log import ChangeKind
 from qilbee_core.memory.reads import Found
 from qilbee_core.memory.searching import Searches
 from qilbee_core.memory.state import decode_state, first_state
-from qilbee_core.memory.undo import UndoRow, decode_undo, parts, undo_us
+from qilbee_core.memory.undo import UndoRow, decode_undo, parts, remove_from_undo, undo_us
 from qilbee_core.memory.writes import REMOVED_AT_ONCE_MAX, is_same
 from qilbee_core.patience import patiently
 from qilbee_core.plugins import Plugins
@@ -217,8 +217,11 @@ class Consolidations(Searches):
                 continue
             for episode in group.create:
                 episode._id_fixed = True  # another id would not be the one that its sources are superseded by
-                record = self._put_back(head, operations, episode._id)  # of one that an undo took away
-                if record is not None:
+                kept = self._find_kept(episode._id)  # the same, made before and retired since
+                record = None if kept is None else self._put_back(head, operations, kept)
+                if kept is not None and record is not None:
+                    # Where another consolidation took it away, that has nothing left of it to bring back.
+                    remove_from_undo(self._backend, self._keys.undo(kept.document.ended_us), operations, episode._id)
                     touched[episode._id] = record
                     done.created.append(episode)
             stored, records = self._plan_store(
@@ -349,7 +352,7 @@ class Consolidations(Searches):
                 done.kept[format_id(id_bytes)] = reason
         for id_bytes in row.gone():
             found = self._find_kept(id_bytes)
-            record = self._put_back(head, operations, id_bytes) if found and found.document.ended_us == at_us else None
+            record = self._put_back(head, operations, found) if found and found.document.ended_us == at_us else None
             if record is not None:
                 touched[id_bytes] = record
                 done.restored.append(format_id(id_bytes))

@@ -121,23 +121,25 @@ class Reads:
     def _newest(self, limit: int, before: bytes | None) -> list[tuple[bytes, bytes]]:
         context, agent = self._context, self._agent
         if before is not None or not context.single_process or not context.tails.bytes_max:
-            return self._take(self._scan(before), limit)
+            return self._first(before, limit)
         known = context.tails.newest(agent.tail, limit, None)
         if known is None:
             # Under the lock, so that nothing is stored between what is read and what the tail believes.
             with agent.lock:
-                known = self._take(self._scan(None), limit)
+                known = self._first(None, limit)
                 if known:
                     context.tails.fill(agent.tail, known, whole=len(known) < limit)
         return known
 
-    @staticmethod
-    def _take(rows: Iterator[tuple[bytes, bytes]], limit: int) -> list[tuple[bytes, bytes]]:
-        return [pair_of(row) for row in islice(rows, limit)]
+    def _first(self, before: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
+        return [pair_of(row) for row in self._context.first(*self._below(before), limit, reverse=True)]
 
     def _scan(self, before: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        return self._backend.scan(*self._below(before), reverse=True)
+
+    def _below(self, before: bytes | None) -> tuple[bytes, bytes | None]:
         start, stop = self._keys.range(Space.EPISODE)
-        return self._backend.scan(start, stop if before is None else self._keys.episode(before), reverse=True)
+        return start, stop if before is None else self._keys.episode(before)
 
     def between(
         self, start: datetime | None, end: datetime | None, *, reverse: bool, as_of: datetime | None = None

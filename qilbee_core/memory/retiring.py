@@ -77,16 +77,15 @@ class Retiring(Writes):
         operations.append(Put(key, self._records.seal(key, ended.fields())))
         head.retired += 1
 
-    def _put_back(self, head: Head, operations: list[Operation], id_bytes: bytes) -> bytes | None:
+    def _put_back(self, head: Head, operations: list[Operation], found: Found) -> bytes | None:
         """Plan to put a retired episode back as it was; gives its record, None where there is nothing to put back.
 
         It is a new version with the transaction time of the batch, which is one of ChangeKind.RETIRE: until then it was
         not there, and the version that ended still says so. It goes on decaying as if it had never been retired.
         """
-        found = self._find_kept(id_bytes)
-        if found is None or not found.document.ended_us or found.has_expired(self._context.now_us()):
+        if not found.document.ended_us or found.has_expired(self._context.now_us()):
             return None
-        keys, ended = self._keys, found.document
+        keys, id_bytes, ended = self._keys, found.id_bytes, found.document
         document = replace(
             ended,
             transaction_us=head.transaction_us,

@@ -140,57 +140,59 @@ class Writes(Reads):
                 log.warning("what has expired of agent %r is not removed yet: %s", self.agent_id, error)
         return done
 
-    def store_one(self, episode: Episode, idempotency_key: str | None = None) -> tuple[str, int]:
-        """:meth:`store` of one episode, by the short way where it is usual."""
-        if idempotency_key is None:
-            check_episode(episode)
-            if episode.agent_id == self.agent_id:
-                ticket = append(self._context, self._agent, episode)
-                if ticket is not None:
-                    episode._id_fixed = True
-                    if self._agent.unindexed >= self._indexing.unindexed_max:
-                        self._indexing.help(self._agent)
-                    if self._observe is not None:
-                        self._observe(self.agent_id, (episode,))
-                    return episode._id_text or episode.id, ticket
-        (stored_id,), ticket = self.store((episode,), idempotency_key)
-        return stored_id, ticket
+    def store_one(self, episode: Episode, idempotency_key: str | None = None) -> tuple[tuple[str, bool], int]:
+        """:meth:`store` of one episode, by the short way where it is usual; gives its id, and whether it is new."""
+        if idempotency_key is not None:
+            self._check_own(episode)
+            return self._store_once(episode, idempotency_key)
+        check_episode(episode)
+        if episode.agent_id == self.agent_id:
+            ticket = append(self._context, self._agent, episode)
+            if ticket is not None:
+                episode._id_fixed = True
+                if self._agent.unindexed >= self._indexing.unindexed_max:
+                    self._indexing.help(self._agent)
+                if self._observe is not None:
+                    self._observe(self.agent_id, (episode,))
+                return (episode._id_text or episode.id, True), ticket
+        self._check_own(episode)
+        stored, ticket = self._commit(_STORE, self._plan_store, (episode,), b"")
+        self._stored(stored)
+        return (episode.id, bool(stored)), ticket
 
-    def store(self, episodes: Sequence[Episode], idempotency_key: str | None = None) -> tuple[list[str], int]:
-        """Store all of ``episodes`` or none; what is stored already, with the same content, stays as it is.
-
-        An idempotency key is for one episode.
-        """
+    def store(self, episodes: Sequence[Episode]) -> tuple[list[str], int]:
+        """Store all of ``episodes`` or none; what is stored already, with the same content, stays as it is."""
         if len(episodes) > BATCH_EPISODES_MAX:
             raise InvalidError(
                 f"a batch of {len(episodes)} episodes, the most is {BATCH_EPISODES_MAX}",
                 remedy="use import_episodes(), which stores any number in bounded batches",
             )
-        agent_id = self.agent_id
         for episode in episodes:
-            check_episode(episode)
-            if episode.agent_id != agent_id and encode_agent_id(episode.agent_id).decode() != agent_id:
-                raise InvalidError(
-                    f"the episode belongs to agent {episode.agent_id!r}, this memory to {agent_id!r}",
-                    remedy=f"store it in agent_memory({episode.agent_id!r})",
-                )
-        if idempotency_key is not None:
-            return self._store_once(episodes[0], idempotency_key)
+            self._check_own(episode)
         stored, ticket = self._commit(_STORE, self._plan_store, episodes, b"")
         self._stored(stored)
         return [episode.id for episode in episodes], ticket
 
-    def _store_once(self, episode: Episode, idempotency_key: str) -> tuple[list[str], int]:
+    def _check_own(self, episode: Episode) -> None:
+        check_episode(episode)
+        agent_id = self.agent_id
+        if episode.agent_id != agent_id and encode_agent_id(episode.agent_id).decode() != agent_id:
+            raise InvalidError(
+                f"the episode belongs to agent {episode.agent_id!r}, this memory to {agent_id!r}",
+                remedy=f"store it in agent_memory({episode.agent_id!r})",
+            )
+
+    def _store_once(self, episode: Episode, idempotency_key: str) -> tuple[tuple[str, bool], int]:
         check_text(idempotency_key, "idempotency_key", IDEMPOTENCY_KEY_BYTES_MAX)
         digest = digest_of_key(idempotency_key)
         while True:
             known, ticket = self._commit(ChangeKind.UPDATE, self._plan_mark, episode, digest)
             if known is not None:
-                return [known], ticket
+                return (known, False), ticket
             stored, ticket = self._commit(_STORE, self._plan_store, (episode,), digest)
             if stored:
                 self._stored(stored)
-                return [episode.id], ticket
+                return (episode.id, True), ticket
             # Somebody stored it meanwhile, perhaps without the key: now it gets the key.
 
     def _stored(self, episodes: Sequence[Episode]) -> None:

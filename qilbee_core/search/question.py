@@ -87,20 +87,19 @@ def question_of(text: str, index: AgentIndex, now_us: int) -> Question:
 
 def _term(stem: int | str, weight: float, index: AgentIndex) -> QuestionTerm:
     finds = []
-    own = index.numbers.get(stem)
+    numbers, frequency_of = index.numbers, index.terms.frequency.item
+    own = numbers.get(stem)
     if own is not None:
         finds.append((own, weight))
     if isinstance(stem, int):
-        near = 0
+        most = len(finds) + NEIGHBOURS_MAX
         for other, cosine in index.lexicon.neighbours(stem):
-            term = index.numbers.get(other)
+            term = numbers.get(other)
             if term is not None:
                 # A frequent neighbour of a rare term says little.
-                finds.append(
-                    (term, NEIGHBOUR_WEIGHT * cosine * min(weight, idf(index.live_turns, index.frequency_of(other))))
-                )
-                near += 1
-                if near == NEIGHBOURS_MAX:
+                idf_least = min(weight, idf(index.live_turns, frequency_of(term)))
+                finds.append((term, NEIGHBOUR_WEIGHT * cosine * idf_least))
+                if len(finds) == most:
                     break
     return QuestionTerm(
         stem, weight if own is not None else UNKNOWN_WEIGHT * weight, stem in index.speakers_of_word, finds

@@ -24,6 +24,7 @@ of a turn, since in a chat a word said twice means little and length means less.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -53,6 +54,9 @@ _ROUNDED = 1.0 - 1e-4
 """What is left of a sum, at least, when its parts are added in another order."""
 ASKED_DISCOUNT = 0.4
 """How much less a word counts that is only asked."""
+_SPARSE = 8
+"""Where fewer than one turn of so many has a term, it is added to these alone."""
+_ASKED = 0xFF
 
 _COUNTS = np.arange(1 << 16).astype(np.float32)
 _SAID = (_COUNTS // 256 - ASKED_DISCOUNT * (_COUNTS % 256)).astype(np.float32)
@@ -105,26 +109,16 @@ class Scores:
             index.worth_once = self._worth_once()
         self._once = index.worth_once
         self._is_plain = np.array([not term.is_name for term in question.terms], np.bool_)
-        self._lines = scratch(len(question.terms), size)
+        names = not self._is_plain.all()
+        sums = scratch(2 + names + len(question.terms), size)
+        self._asked, self._plain, self._own = sums[0], sums[1], sums[1 + names]
+        self._lines = sums[2 + names :]
         """For each term of the question and each turn what it is worth there, as a part of ``_once``."""
-        self._asked = np.zeros(size, np.float32)
         self._match()
-        self._plain = np.zeros(size, np.float32)
-        """``own`` without names."""
-        names = np.zeros(0, np.float32)
-        for line, term in zip(self._lines, question.terms, strict=True):
-            if not term.is_name:
-                self._plain += line
-            elif len(names):
-                names += line
-            else:
-                names = line.copy()
-        self._plain *= self._once
-        self._own = self._plain
-        if len(names):
-            names *= self._once
-            names += self._plain
-            self._own = names
+        self._plain *= self._once  # ``own`` without names
+        if names:
+            self._own *= self._once
+            self._own += self._plain
         self._session_best = index.timeline.best_of_sessions(self._own)
 
     def _worth_once(self) -> NDArray[np.float32]:
@@ -144,52 +138,51 @@ class Scores:
         return saturation
 
     def _match(self) -> None:
-        """Find, for each term of the question and each turn, the best that any of the terms it finds is worth there."""
-        terms = self._question.terms
+        """Find what each term of the question is worth in each turn, by the best of those it finds, and add that up.
+
+        What is said is as a part of ``_once`` yet.
+        """
+        terms, lines, size = self._question.terms, self._lines, self._size
         # Of each the greatest weight last, which is then what stands there.
         finds = sorted((row, weight, number) for row, term in enumerate(terms) for number, weight in term.finds)
-        found = self._index.find([number for _, _, number in finds])
-        for (row, weight, _), turns in zip(finds, found.once, strict=True):
-            self._lines[row][turns] = weight
+        once, (turns, counts, sizes) = self._index.find([number for _, _, number in finds])
+        for (row, weight, _), once_turns in zip(finds, once, strict=True):
+            lines[row][once_turns] = weight
         rows = np.array([row for row, _, _ in finds], np.int64)
-        weights = np.array([weight for _, weight, _ in finds], np.float32)
-        turns, counts, sizes = found.often
-        worth = np.repeat(weights, sizes) * self._relative(_COUNTS[counts >> 8], turns)
-        maximum_at(self._lines.reshape(-1), np.repeat(rows * self._size, sizes) + turns, worth)
-        turns, counts, sizes = found.asked
-        weights = np.repeat(weights, sizes)
-        worth = weights * self._relative(_SAID[counts], turns)
-        maximum_at(self._lines.reshape(-1), np.repeat(rows * self._size, sizes) + turns, worth)
-        worth = weights * self._relative(_COUNTS[counts & 0xFF], turns)
-        best = np.zeros(self._size, np.float32)
-        ends = np.cumsum([0, *sizes])[np.searchsorted(rows, np.arange(len(terms) + 1))].tolist()
-        for row, term in enumerate(terms):
-            if not term.is_name and ends[row] < ends[row + 1]:
-                here = turns[ends[row] : ends[row + 1]]
-                maximum_at(best, here, worth[ends[row] : ends[row + 1]])
-                # One that is there twice is added to once: both assign the same sum.
-                self._asked[here] += best[here]
-                best[here] = 0.0
-        self._asked *= self._once
-
-    def _relative(self, count: NDArray[np.float32], turns: NDArray[np.int64]) -> NDArray[np.float32]:
-        """What a term is worth in turns that say it so often, as a part of what it is where they say it once."""
+        weights = np.repeat(np.array([weight for _, weight, _ in finds], np.float32), sizes)
         saturation = self._saturation(turns)
-        worth = saturation + np.float32(1.0)
-        worth *= count
-        saturation += count
-        worth /= saturation
-        return worth
+        worth = weights * _relative(_SAID[counts], saturation)
+        maximum_at(lines.reshape(-1), np.repeat(rows * size, sizes) + turns, worth)
+        first = np.searchsorted(rows, np.arange(len(terms) + 1))
+        ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[first]
+        (asked,) = np.nonzero((counts & _ASKED) != 0)
+        asked_ends = np.searchsorted(asked, ends).tolist()
+        asked_turns = turns[asked]
+        worth = weights[asked] * _relative(_COUNTS[counts[asked] & _ASKED], saturation[asked])
+        best = np.empty(size, np.float32)
+        first, ends = first.tolist(), ends.tolist()
+        for row, term in enumerate(terms):
+            here = [*once[first[row] : first[row + 1]], turns[ends[row] : ends[row + 1]]]
+            _add(self._own if term.is_name else self._plain, lines[row], here)
+            start, stop = asked_ends[row : row + 2]
+            if not term.is_name and start < stop:
+                at = asked_turns[start:stop]
+                best[at] = worth[start:stop]
+                maximum_at(best, at, worth[start:stop])
+                self._asked[at] += best[at]  # of one that is there twice both assign the same sum
+        self._asked *= self._once
 
     def promising(self, count: int, mask: NDArray[np.bool_] | None) -> NDArray[np.intp]:
         """Some of the turns under ``mask``, among them the ``count`` best by :meth:`rough`: of many a small part."""
         index, question = self._index, self._question
         timeline = index.timeline
         before = ASKED * self._asked
-        before += BEFORE * self._plain
-        sure = timeline.of_others(before, AFTER * self._plain)
+        after = BEFORE * self._plain
+        before += after
+        np.multiply(self._plain, AFTER, out=after)
+        sure = timeline.of_others(before, after)
         sure += self._own
-        sure += SESSION * timeline.of_sessions(self._session_best)
+        sure += timeline.of_sessions(SESSION * self._session_best)
         if question.days:
             sure += DATE * self._fit(timeline.event_us[: self._size])
         if question.speaker:
@@ -288,3 +281,20 @@ class Scores:
         if self._question.speaker:
             found["speaker"] = (1.0 + SPEAKER_FACTOR) * (1.0 + SPEAKER_TIME_FACTOR * words)
         return found
+
+
+def _relative(count: NDArray[np.float32], saturation: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a term is worth in turns that say it so often, as a part of what it is where they say it once."""
+    worth = saturation + np.float32(1.0)
+    worth *= count
+    worth /= saturation + count
+    return worth
+
+
+def _add(target: NDArray[np.float32], line: NDArray[np.float32], where: Sequence[NDArray[np.int64]]) -> None:
+    """Add a line, which is zero elsewhere than ``where``."""
+    if sum(map(len, where)) * _SPARSE > len(line):
+        target += line
+    else:
+        at = np.concatenate(where)
+        target[at] += line[at]  # of one that is there twice both assign the same sum

@@ -225,11 +225,13 @@ def _hits(
     min_score: float | None,
 ) -> list[Hit]:
     ranked = np.lexsort((-turns, *index.timeline.halves_of(turns), score))[::-1]
+    ranked = ranked[: 2 * limit]  # since an episode may have two turns
+    values = zip(*(part[ranked].tolist() for part in (score, *parts.values())), strict=True)
     hits: dict[bytes, Hit] = {}
-    for at, id_bytes in zip(ranked.tolist(), index.timeline.ids_of(turns[ranked]), strict=True):
-        value = float(score[at])
+    for id_bytes, (value, *shares) in zip(index.timeline.ids_of(turns[ranked]), values, strict=True):
         if len(hits) == limit or (min_score is not None and value < min_score):
             break
         if id_bytes not in hits:
-            hits[id_bytes] = Hit(id_bytes, value, {name: float(part[at]) for name, part in parts.items() if part[at]})
+            named = zip(parts, shares, strict=True)
+            hits[id_bytes] = Hit(id_bytes, value, {name: share for name, share in named if share})
     return list(hits.values())

@@ -55,6 +55,7 @@ from qilbee_core.interfaces import (
     SupportsCompaction,
     SupportsErase,
     SupportsNativeCompression,
+    SupportsPages,
     SupportsReopen,
     SupportsSequence,
     SupportsStats,
@@ -162,6 +163,8 @@ def _every_call(backend: StorageBackend, path: Path) -> dict[str, Callable[[], o
         calls["checkpoint"] = lambda: backend.checkpoint(path / "checkpoint")
     if isinstance(backend, SupportsStats):
         calls["stats"] = backend.stats
+    if isinstance(backend, SupportsPages):
+        calls["page"] = partial(backend.page, limit=1)
     if isinstance(backend, SupportsSequence):
         calls["sequence"] = backend.sequence
     if isinstance(backend, SupportsReopen):
@@ -708,6 +711,15 @@ class BackendContract:
             backend.write(WriteBatch([operation]))
             seen.append(counter.sequence())
         assert seen == sorted(set(seen))
+
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_a_page_is_the_beginning_of_the_scan(self, backend: StorageBackend, reverse: bool) -> None:
+        pages = _offered(backend, SupportsPages)
+        _put(backend, *_ROWS)
+        for start, stop in [(b"", None), (b"a", b"b"), (b"a\0", None), (b"b", b"a"), (b"\xff", b"\xff\xff\0")]:
+            rows = list(backend.scan(start, stop, reverse=reverse))
+            for limit in (1, 2, len(_ROWS), 1000):
+                assert pages.page(start, stop, limit, reverse=reverse) == rows[:limit], (start, stop, limit)
 
     def test_native_codecs_are_names(self, backend: StorageBackend) -> None:
         codecs = _offered(backend, SupportsNativeCompression).native_codecs

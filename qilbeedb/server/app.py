@@ -30,8 +30,10 @@ from qilbeedb.server.account_routes import ACCOUNT_ROUTES
 from qilbeedb.server.dispatch import Endpoint, Endpoints
 from qilbeedb.server.memory_routes import MEMORY_ROUTES
 from qilbeedb.server.metrics import Meter
+from qilbeedb.server.page_routes import PAGE_ROUTES
 from qilbeedb.server.request import (
     DisconnectedError,
+    check_own_page,
     client_address,
     decode,
     parse_query,
@@ -54,7 +56,7 @@ __all__ = ["ROUTES", "Application", "create_app"]
 
 log = logging.getLogger(__name__)
 
-ROUTES: tuple[Route, ...] = (*SYSTEM_ROUTES, *ACCOUNT_ROUTES, *MEMORY_ROUTES)
+ROUTES: tuple[Route, ...] = (*PAGE_ROUTES, *SYSTEM_ROUTES, *ACCOUNT_ROUTES, *MEMORY_ROUTES)
 """Everything that the server answers."""
 
 _JSON = b"application/json"
@@ -220,6 +222,7 @@ class Application:
                 accounts.check_rate(route.rate, None, address, scope["path"])
             return Caller(address=address, user_agent=user_agent, principal=NOBODY)
         if accounts is None:
+            check_own_page(headers, self._settings.cors_origins)
             return Caller(address=address, user_agent=user_agent, principal=DEVELOPER)
         authorization, api_key = headers.get(b"authorization"), headers.get(b"x-api-key")
         try:

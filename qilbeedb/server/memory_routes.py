@@ -7,7 +7,7 @@ from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from qilbee_core import Episode, InvalidError, MemoryType, NotFoundError, SearchResult
+from qilbee_core import Episode, InvalidError, MemoryType, NotFoundError, SearchResult, store_anew
 from qilbeedb.accounts import Permission
 from qilbeedb.exceptions import NotEnabledError
 from qilbeedb.server.route import Call, Reply, route
@@ -115,12 +115,11 @@ async def store_episode(call: Call[StoreBody]) -> Reply | StoredAnswer:
     """One episode, under the id or the idempotency key it is given; the same again stores nothing."""
     body, memory = call.body, call.memory
     episode = body.episode(memory.agent_id)
-    is_there = body.episode_id is not None and await memory.get_episode(episode.id) is not None
-    stored_id = await memory.store_episode(episode, idempotency_key=body.idempotency_key)
+    stored_id, is_new = await store_anew(memory, episode, body.idempotency_key)
     if body.pinned:
         await memory.pin(stored_id)
     answer = StoredAnswer(episode_id=stored_id)
-    return Reply(answer, status=_OK) if is_there or stored_id != episode.id else answer
+    return answer if is_new else Reply(answer, status=_OK)
 
 
 async def store_episodes(call: Call[StoreManyBody]) -> StoredManyAnswer:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import msgspec
 from msgspec import Struct
 
-from qilbee_core import InvalidError
+from qilbee_core import InvalidError, PermissionDeniedError
 from qilbeedb.exceptions import TooLargeError
+from qilbeedb.server.settings import is_loopback
 
 if TYPE_CHECKING:
     from starlette.types import Receive
 
-__all__ = ["DisconnectedError", "client_address", "decode", "parse_query", "read_body", "unquoted"]
+__all__ = ["DisconnectedError", "check_own_page", "client_address", "decode", "parse_query", "read_body", "unquoted"]
 
 S = TypeVar("S", bound=Struct)
 
@@ -108,6 +109,33 @@ def unquoted(text: str, where: str) -> str:
         return unquote_to_bytes(text.encode("latin-1")).decode()
     except UnicodeError:
         raise InvalidError(f"{where} is not UTF-8", remedy="quote what is not ASCII, as UTF-8") from None
+
+
+def check_own_page(headers: Mapping[bytes, bytes], origins: Sequence[str]) -> None:
+    """Refuse what a page of somebody else has a browser on this machine ask for; for servers without login.
+
+    A browser says in ``Origin`` whose page sends something. What only reads comes without it, and its answer is kept
+    from the page, unless that has made its own name lead to this machine: then the name is in ``Host``.
+
+    >>> check_own_page({b"host": b"localhost:7474", b"origin": b"http://localhost:7474"}, ())
+    >>> check_own_page({b"host": b"localhost:7474", b"origin": b"https://app.example"}, ["https://app.example"])
+    >>> check_own_page({b"host": b"evil.example:7474"}, ())
+    Traceback (most recent call last):
+    ...
+    qilbee_core.errors.PermissionDeniedError: this server runs without login, for this machine alone: ...
+    """
+    host = headers.get(b"host", b"localhost").decode("latin-1")
+    origin = headers.get(b"origin", b"").decode("latin-1")
+    try:
+        is_ours = is_loopback(urlsplit(f"//{host}").hostname or "")
+        is_ours = is_ours and (not origin or origin in origins or urlsplit(origin).netloc == host)
+    except ValueError:  # of brackets that do not match
+        is_ours = False
+    if not is_ours:
+        raise PermissionDeniedError(
+            "this server runs without login, for this machine alone",
+            remedy="call it as localhost; for a page from elsewhere, list its origin in server.cors_origins",
+        )
 
 
 def client_address(peer: str, headers: Mapping[bytes, bytes], trusted: tuple[IPv4Network | IPv6Network, ...]) -> str:

@@ -34,6 +34,10 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     trusted_proxies: Annotated[
         Sequence[str], Meta(description="Addresses or networks whose X-Forwarded-For is believed.")
     ] = ()
+    snapshot_directory: (
+        Annotated[str, Meta(min_length=1, description="Directory that POST /admin/snapshot copies the store into.")]
+        | None
+    ) = None
     body_bytes_max: Annotated[int, Meta(ge=1 << 10, le=64 << 20, description="Largest body of a request.")] = 2 << 20
     receive_timeout_s: Annotated[
         float, Meta(ge=0.1, le=3600, description="How long headers, and then a body, may take to come in.")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 
-from qilbee_core import JSON
+from qilbee_core import JSON, NotFoundError
 from qilbeedb.accounts import Permission
 from qilbeedb.server import docs_page, metrics, openapi
 from qilbeedb.server.route import Call, Reply, Route, route
@@ -29,6 +31,13 @@ class StatsAnswer(Answer, rename=None):
 
     store: JSONObject
     server: JSONObject
+
+
+class SnapshotAnswer(Answer):
+    """Where a copy of the store is, on the server, and how large its files are."""
+
+    path: str
+    bytes: int
 
 
 async def health(call: Call[Nothing]) -> Reply | HealthAnswer:
@@ -98,6 +107,15 @@ async def stats(call: Call[Nothing]) -> StatsAnswer:
     )
 
 
+async def take_snapshot(call: Call[Nothing]) -> SnapshotAnswer:
+    """Copy the store, under a name that tells when, into the one directory that the settings name."""
+    directory = call.services.settings.server.snapshot_directory
+    if directory is None:
+        raise NotFoundError("this server takes no snapshots", remedy="start it with server.snapshot_directory")
+    path = Path(directory).absolute() / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+    return SnapshotAnswer(path=str(path), bytes=await call.services.store.checkpoint(path))
+
+
 async def show_openapi(call: Call[Nothing]) -> Reply:
     """All that the server answers, for programs."""
     return Reply(_openapi(call.services.table), content_type=b"application/json")
@@ -131,4 +149,16 @@ SYSTEM_ROUTES = (
     route("GET", "/docs", _P.PUBLIC, show_docs, "The interface for people", Nothing, None),
     route("GET", "/agents", _P.READ, agents, "Whose memories there are", Nothing, AgentsAnswer, slow=True),
     route("GET", "/admin/stats", _P.ADMIN, stats, "Figures of everything", Nothing, StatsAnswer, slow=True),
+    route(
+        "POST",
+        "/admin/snapshot",
+        _P.ADMIN,
+        take_snapshot,
+        "Copy the store while it is open",
+        Nothing,
+        SnapshotAnswer,
+        status=201,
+        slow=True,
+        audit="snapshot_taken",
+    ),
 )

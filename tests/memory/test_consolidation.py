@@ -427,27 +427,41 @@ class TestMeanwhile:
 
     def test_stores_from_other_threads_are_neither_lost_nor_doubled(self, store: Store, memory: AgentMemory) -> None:
         stored: list[set[str]] = [set(), set()]
+        deleted = [0, 0]
         errors: list[BaseException] = []
+        stop = threading.Event()
 
         def write(thread: int) -> None:
             try:
-                for number in range(250):
-                    stored[thread].add(memory.store_episode(note(f"{thread}-{number}", number)))
-                    if number % 5 == 0:
-                        gone = next(iter(stored[thread]))
-                        memory.delete_episode(gone)
-                        stored[thread].discard(gone)
+                while not stop.is_set():
+                    for number in range(5):
+                        stored[thread].add(memory.store_episode(note(f"{thread}-{number}", number)))
+                    gone = next(iter(stored[thread]))
+                    memory.delete_episode(gone)
+                    stored[thread].discard(gone)
+                    deleted[thread] += 1
             except BaseException as error:
                 errors.append(error)
 
+        def pairs_of_notes(episodes: Sequence[Episode]) -> Plan:
+            return by_pairs([episode for episode in episodes if episode.episode_type == "note"])
+
+        def plan(episodes: Sequence[Episode]) -> Plan:
+            before = deleted.copy()  # each stores some and deletes one between the offer and the commit
+            wait_until(lambda: bool(errors) or all(now > then for now, then in zip(deleted, before, strict=True)))
+            return pairs_of_notes(episodes)
+
+        memory.store_episode(note("first"))
         threads = [threading.Thread(target=write, args=(number,)) for number in range(2)]
         for thread in threads:
             thread.start()
-        policy = Policy(lambda episodes: by_pairs([each for each in episodes if each.episode_type == "note"]))
-        results: list[ConsolidationResult] = []
-        while any(thread.is_alive() for thread in threads):
-            results.append(memory.consolidate(policy))
-        results.append(memory.consolidate(policy))
+        try:
+            results = [memory.consolidate(Policy(plan)) for _ in range(3)]
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(20)
+        results.append(memory.consolidate(Policy(pairs_of_notes)))
         assert errors == []
         superseded = {id_: made for result in results for id_, made in result.superseded.items()}
         live = {episode.id for episode in memory.episodes()}
@@ -737,6 +751,18 @@ class TestUndoData:
         memory.delete_episode(ids[1])
         assert sorted(memory.undo(undo_id(result)).restored) == [ids[0], ids[2]]
         assert texts(memory) == ["0", "2"]
+
+    def test_they_name_no_more_what_the_same_memory_made_again_has_brought_back(self, memory: AgentMemory) -> None:
+        memory.store_episodes([note("a", 1), note("b", 2), note("c", 3)])
+        first = memory.consolidate(Policy(lambda episodes: all_in_one(episodes[:2])))
+        second = memory.consolidate(Policy(forget_all))
+        memory.undo(undo_id(first))
+        assert texts(memory) == ["a", "b"]
+        memory.consolidate(Policy(all_in_one))  # "a b" was forgotten, and is made of the same once more
+        assert texts(memory) == ["a b"]
+        assert [(each.superseded, each.forgotten) for each in memory.consolidations()] == [(2, 0), (0, 1)]
+        memory.undo(undo_id(second))
+        assert texts(memory) == ["a b", "c"]
 
     def test_they_go_with_the_agent(self, store: Store, memory: AgentMemory) -> None:
         memory.store_episodes([note(number, number) for number in range(3)])

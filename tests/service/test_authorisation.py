@@ -29,7 +29,7 @@ class People(NamedTuple):
 
     def call(self, route: Route, headers: dict[str, str], agent: str = "mine", body: bytes = b'{"dryRun": 0}') -> int:
         """The status of a call whose body or query fits nothing, so that it does nothing where it is let through."""
-        path = route.path.format(agent=agent, id=ID, username="nobody")
+        path = route.path.format(agent=agent, id=ID, username="nobody", file="page.js")
         request: httpx.Request = self.served.client.build_request(
             route.method,
             path,

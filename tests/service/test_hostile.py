@@ -324,7 +324,7 @@ def test_a_request_without_end_is_refused_in_time() -> None:
         "storage": {"backend": "ephemeral"},
         "server": {"receive_timeout_s": 0.2},
     }
-    head = f"POST {EPISODES} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = f"POST {EPISODES} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     with serving(tables) as slow:
         for data in (
             f"{head}transfer-encoding: chunked\r\n\r\n5\r\n     \r\n".encode(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -82,6 +83,21 @@ def test_the_same_episode_again_is_200_and_stored_once_and_another_under_its_id_
     other = served.client.post("/memory/again/episodes", json={**body, "content": {"observation": "coffee"}})
     assert (other.status_code, other.json()["code"]) == (409, "CONFLICT")
     assert served.store.agent_memory("again").get_statistics().total_episodes == 1
+
+
+def test_to_send_an_episode_again_is_no_access_to_it(tmp_path: Path) -> None:
+    with serving({"storage": {"data_path": str(tmp_path / "data")}}) as served:
+        context = served.store._context
+        episode_id = store(served, "again")
+        now_ns = context.clock_ns()
+        context.clock_ns = lambda: now_ns + 60 * 86_400 * 10**9
+        assert context.accesses is not None
+        context.accesses.take()
+        body = {**BODY, "episodeId": episode_id}
+        assert served.client.post("/memory/again/episodes", json=body).status_code == 200
+        assert context.accesses.take() == {}
+        assert served.client.get(f"/memory/again/episodes/{episode_id}").json()["relevance"] < 0.9
+        assert list(context.accesses.take()) == ["again"]
 
 
 def test_the_same_idempotency_key_again_is_200_with_the_first_id(served: Serving) -> None:

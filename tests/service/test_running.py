@@ -196,7 +196,7 @@ def test_head_is_get_without_its_body() -> None:
 
 def test_requests_sent_one_behind_the_other_are_answered_in_their_order() -> None:
     paths = ["/memory/a/statistics", "/nothing", "/agents", "/memory/b/episodes/recent"]
-    data = "".join(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n" for path in paths).encode()
+    data = "".join(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n" for path in paths).encode()
     with serving(EPHEMERAL) as served, socket.create_connection(("127.0.0.1", served.port), PATIENCE_S) as connection:
         connection.sendall(data)
         answer = b""
@@ -206,7 +206,7 @@ def test_requests_sent_one_behind_the_other_are_answered_in_their_order() -> Non
     assert statuses == [200, 404, 200, 200]
 
 
-@pytest.mark.parametrize("head", ["HTTP/1.1\r\nhost: x\r\nconnection: close", "HTTP/1.0"])
+@pytest.mark.parametrize("head", ["HTTP/1.1\r\nhost: localhost\r\nconnection: close", "HTTP/1.0"])
 def test_a_connection_is_closed_where_the_client_wants_it(head: str) -> None:
     with serving(EPHEMERAL) as served, socket.create_connection(("127.0.0.1", served.port), PATIENCE_S) as connection:
         connection.sendall(f"GET /health {head}\r\n\r\n".encode())
@@ -219,7 +219,8 @@ def test_a_connection_is_closed_where_the_client_wants_it(head: str) -> None:
 
 def test_expect_100_continue_is_answered_before_the_body_is_sent() -> None:
     body = json.dumps(BODY).encode()
-    head = f"POST /memory/a/episodes HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = "POST /memory/a/episodes HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\n"
+    head += f"content-length: {len(body)}\r\n\r\n"
     with serving(EPHEMERAL) as served, socket.create_connection(("127.0.0.1", served.port), PATIENCE_S) as connection:
         connection.sendall(head.encode())
         assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -233,7 +234,9 @@ def test_an_answer_that_is_larger_than_any_buffer_comes_whole() -> None:
         for _ in range(8):
             served.store.agent_memory("a").store_episode(Episode.observation("a", text))
         with socket.create_connection(("127.0.0.1", served.port), PATIENCE_S) as connection:
-            connection.sendall(b"GET /memory/a/episodes/recent HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            connection.sendall(
+                b"GET /memory/a/episodes/recent HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+            )
             answer = bytearray()
             while part := connection.recv(65536):
                 answer += part
@@ -253,6 +256,26 @@ def test_cors_is_off_unless_origins_are_listed() -> None:
         assert answer.headers["access-control-allow-origin"] == "https://app.example"
         other = served.client.get("/agents", headers={"Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Origin": "null"},
+        {"Host": "evil.example"},  # a name of somebody's that leads here
+        {"Host": "evil.example", "Origin": "http://evil.example"},
+        {"Host": "[::1"},
+    ],
+    ids=str,
+)
+def test_without_login_the_pages_of_others_can_do_nothing(served: Serving, headers: dict[str, str]) -> None:
+    # No Content-Type: the browser asks nobody before it sends that.
+    answer = served.client.post("/memory/planted/episodes", content=json.dumps(BODY), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (403, "PERMISSION_DENIED")
+    assert served.client.get("/agents", headers={"Host": "evil.example"}).status_code == 403
+    assert "planted" not in served.client.get("/agents").json()["agents"]
 
 
 def test_an_address_is_believed_from_a_configured_proxy_alone() -> None:

@@ -1,7 +1,7 @@
 """The storage engine ``postgres``: a table in PostgreSQL, shared by any number of processes.
 
-It is opened by its URL, ``open_store("postgresql://...")``, or by name, ``[storage] backend = "postgres"`` with a ``dsn``,
-once this package is installed.
+It is opened by its URL, ``open_store("postgresql://...")``, or by ``dsn`` in ``[storage]``, once this package is
+installed.
 """
 
 from __future__ import annotations

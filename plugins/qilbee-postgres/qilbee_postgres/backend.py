@@ -1,8 +1,8 @@
 """The storage backend: one table, and what every process that has it open may rely on.
 
-Other processes write to it too, so nothing is remembered here of what it holds. A write is committed when it returns: at
-the level ``sync`` on the disk, and on the standbys that the server waits for; at every other level in the server, which
-writes it out within three times its ``wal_writer_delay`` (0.6 s), or at the next ``sync()``.
+Other processes write to it too, so nothing is remembered here of what it holds. A write is committed when it returns:
+at the level ``sync`` on the disk, and on the standbys that the server waits for; at every other level in the server,
+which writes it out within three times its ``wal_writer_delay`` (0.6 s), or at the next ``sync()``.
 """
 
 from __future__ import annotations
@@ -64,10 +64,8 @@ class PostgresBackend(Blocking):
         self._where = self._connections.where
         self._queries = Queries(settings.table)
         self._statements = Statements(settings.table)
-        self._sync = (
-            "begin; set local synchronous_commit = on; "
-            f"update {settings.table}_marker set synced = synced + 1; commit"  # noqa: S608
-        )
+        count_up = f"update {settings.table}_marker set synced = synced + 1"  # noqa: S608
+        self._sync = f"begin; set local synchronous_commit = on; {count_up}; commit"
         self._unsynced = False
         """Something was written that the server has perhaps not on its disk."""
         self._views: WeakSet[View] = WeakSet()
@@ -92,7 +90,8 @@ class PostgresBackend(Blocking):
                     remedy='switch fsync on there, or open the store with durability = "async"',
                 )
             log.warning("%s runs with fsync = off: a power cut may take the whole store", self._where)
-        log.info("%s: %s", self._where, ", ".join(f"{name} = {value or 'none'}" for name, value in self._server.items()))
+        told = ", ".join(f"{name} = {value or 'none'}" for name, value in self._server.items())
+        log.info("%s: %s", self._where, told)
 
     # Reading
 
@@ -176,9 +175,8 @@ class PostgresBackend(Blocking):
             raise
 
     def _write_in_steps(self, connection: Connection, changes: Changes, batch: WriteBatch) -> None:
-        deletes = changes.ranges or changes.deletes
         try:
-            connection.execute(f"begin isolation level {'repeatable read' if deletes else 'read committed'}")
+            connection.execute("begin")
             for _ in self._statements.steps(connection, changes, batch.expects):
                 self._connections.extend(connection)
         except BaseException:
@@ -211,7 +209,7 @@ class PostgresBackend(Blocking):
             try:
                 with self._connections.statement() as connection:
                     connection.warning = ""
-                    connection.execute(self._sync)
+                    connection.execute(self._sync, prepare=False)
                     if connection.warning:
                         raise unknown(connection.warning)
                     return

@@ -1,16 +1,18 @@
 """A batch as statements.
 
-Its operations in order come to the same as: these keys and ranges deleted, then these pairs put. Nearly every batch only
-puts pairs, and expects at most one value: that is one statement, which locks the row it expects something of, and one
-round trip. Any other batch is a transaction.
+Its operations in order come to the same as: these keys and ranges deleted, then these pairs put. Nearly every batch
+only puts pairs, and expects at most one value: that is one statement, which locks the row it expects something of, and
+one round trip. Any other batch is a transaction.
 
 What makes it right with other writers at work:
 
 - Locks are taken in the order of the keys, those of ``Expect`` first, so that two batches seldom wait for each other.
 - A row that is missing cannot be locked. Who expects that inserts one, doing nothing where there is one: whoever else
   inserts it then waits for our end.
-- A batch that deletes runs as *repeatable read*: what another commits meanwhile then fails it, and it is tried again,
-  where *read committed* would delete the half of another batch that it can see.
+- What is to be deleted is locked first, and deleted in one statement of its own. A statement sees what was committed
+  when it began, not when it got its last lock: without that, who deletes a record while another batch, which expects
+  it, puts a row beside it would leave the row. *Repeatable read* does not help, for a lock alone is no conflict there.
+- The puts come before the deletes, so that whoever puts the same key has ended before it is seen what there is to delete.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ _BYTES_PER_STATEMENT = 32 << 20
 
 
 class Changes(Struct, frozen=True, gc=False):
-    """What the operations of a batch come to: these ranges and keys go, then these pairs are put."""
+    """What the operations of a batch come to: these ranges and keys go, except for the pairs that are put."""
 
     ranges: list[tuple[bytes, bytes]]
     deletes: list[bytes]
@@ -79,7 +81,7 @@ class Statements:
         self._make = put.format("") + " on conflict (k) do nothing"
         self._hold = f"select k, v from {table} where k = any(%b) order by k for update"  # noqa: S608
         self._delete = f"delete from {table} where k = any(%b)"  # noqa: S608
-        self._delete_range = f"delete from {table} where k >= %b and k < %b"  # noqa: S608
+        self._table = table
 
     def is_one(self, changes: Changes, expects: Sequence[Expect]) -> bool:
         """Whether :meth:`write_at_once` can do it."""
@@ -107,16 +109,35 @@ class Statements:
         """Do it inside of a transaction, a step for each statement."""
         puts = changes.puts
         yield from self._expect(connection, expects, puts)
-        for start, stop in changes.ranges:
-            connection.execute(self._delete_range, (start, stop))
-            yield
-        if changes.deletes:
-            connection.execute(self._delete, (changes.deletes,))
-            yield
         keys = iter(sorted(puts))
         while some := _some(keys, puts):
             connection.execute(self._put, (some, [puts[key] for key in some]))
             yield
+        if changes.deletes or changes.ranges:
+            gone, given = self._gone(changes)
+            lock = f"select 1 from {self._table} where {gone} order by k for update"  # noqa: S608
+            connection.execute(f"select count(*) from ({lock}) as held", given)  # noqa: S608
+            yield
+            connection.execute(f"delete from {self._table} where {gone}", given)  # noqa: S608
+            yield
+
+    @staticmethod
+    def _gone(changes: Changes) -> tuple[str, list[bytes | list[bytes]]]:
+        """Which rows are to be deleted: a condition, and its parameters."""
+        conditions: list[str] = []
+        parameters: list[bytes | list[bytes]] = []
+        if changes.deletes:
+            conditions.append("k = any(%b)")
+            parameters.append(changes.deletes)
+        for start, stop in changes.ranges:
+            conditions.append("k >= %b and k < %b")
+            parameters += [start, stop]
+        gone = " or ".join(f"({condition})" for condition in conditions)
+        put_inside = [key for key in changes.puts if any(start <= key < stop for start, stop in changes.ranges)]
+        if put_inside:
+            gone = f"({gone}) and not k = any(%b)"
+            parameters.append(put_inside)
+        return gone, parameters
 
     def _expect(
         self, connection: Connection, expects: Sequence[Expect], puts: dict[bytes, bytes]
@@ -124,10 +145,10 @@ class Statements:
         present = {expect.key: expect.value for expect in expects if expect.value is not None}
         missing = sorted({expect.key for expect in expects if expect.value is None})
         for expect in expects:
-            if expect.value is None and expect.key in present or present.get(expect.key, expect.value) != expect.value:
+            if present.get(expect.key, expect.value) != expect.value:
                 raise _conflict(expect.key)
         if present:
-            found = dict(connection.execute(self._hold, (sorted(present),), binary=True).fetchall())
+            found: dict[bytes, bytes] = dict(connection.execute(self._hold, (sorted(present),), binary=True).fetchall())
             for key, value in present.items():
                 if found.get(key) != value:
                     raise _conflict(key)

@@ -1,11 +1,13 @@
 """Connections, each with a deadline for whatever it is asked.
 
 Two pools: one whose connections are held for a statement, and one whose connections are held for as long as somebody
-looks at an instant, so that whoever looks keeps nobody from writing.
+looks at an instant, so that whoever looks keeps nobody from writing. They are not those of psycopg_pool, which connects
+in the background: with it, whoever asked a server that was away waited for the whole time-out and was not told why, and
+after an outage for the pool's own next attempt.
 
 A server that was frozen, or a network that swallows packets, answers nothing at all, and neither the server's own
-time-outs nor TCP's keepalives help then in less than minutes. So a thread watches who waits for an answer, and shuts the
-socket of whoever waits too long: the call ends with an error at once.
+time-outs nor TCP's keepalives help then in less than minutes. So a thread watches who waits for an answer, and shuts
+the socket of whoever waits too long: the call ends with an error at once.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from typing import TypeVar
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import Diagnostic
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
-from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from qilbee_core import SettingsError, StorageError, StoreClosedError
 from qilbee_postgres.errors import of_connecting
@@ -36,7 +38,7 @@ __all__ = ["Connection", "Connections"]
 T = TypeVar("T")
 
 _TICK_S = 0.1
-_VIEW_WAIT_S_MAX = 5.0
+_VIEW_WAIT_S_MAX = 2.0
 _SERVER_SHARE = 0.9
 """The server's own time-out comes first where the server lives: it says more, and stops the work."""
 
@@ -54,7 +56,11 @@ class Connection(psycopg.Connection[TupleRow]):
         """Once, after connecting."""
         self.lifeline = socket.socket(fileno=os.dup(self.fileno()))
         self.add_notice_handler(self._noted)
-        self.execute(statements)
+        try:
+            self.execute(statements, prepare=False)
+        except BaseException:
+            self.close()
+            raise
 
     def _noted(self, diagnostic: Diagnostic) -> None:
         if diagnostic.sqlstate == "01000" and diagnostic.severity_nonlocalized == "WARNING":
@@ -80,9 +86,63 @@ class Connection(psycopg.Connection[TupleRow]):
         return bool(poll.poll(0))
 
 
-def _refuse_stale(connection: Connection) -> None:
-    if connection.is_stale():
-        raise psycopg.OperationalError("the server has closed the connection")
+class _Pool:
+    """So many connections at most, made when they are wanted; the one used last is used next."""
+
+    def __init__(self, connect: Callable[[], Connection], size_max: int, wait_s_max: float) -> None:
+        self._connect = connect
+        self._idle: list[Connection] = []
+        self._size_max = size_max
+        self._wait_s_max = wait_s_max
+        self._places = threading.Semaphore(size_max)
+        self._lock = threading.Lock()
+        self._used = 0
+        self._closed = False
+
+    def take(self) -> Connection | None:
+        """A connection that lives; None where none gets free in time."""
+        if not self._places.acquire(timeout=self._wait_s_max):
+            return None
+        try:
+            while (connection := self._next_idle()) is not None:
+                if not connection.is_stale():
+                    break
+                connection.close()
+            connection = connection or self._connect()
+        except BaseException:
+            self._places.release()
+            raise
+        with self._lock:
+            self._used += 1
+        return connection
+
+    def _next_idle(self) -> Connection | None:
+        with self._lock:
+            return self._idle.pop() if self._idle else None
+
+    def give(self, connection: Connection) -> None:
+        """Take it back; one that is closed, or in the middle of something, is let go of."""
+        with self._lock:
+            self._used -= 1
+            is_good = not self._closed and connection.info.transaction_status == TransactionStatus.IDLE
+            if is_good:
+                self._idle.append(connection)
+        if not is_good:
+            connection.close()
+        self._places.release()
+
+    def close(self) -> None:
+        """Let go of those that nobody uses; the others follow when they are given back."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def figures(self) -> tuple[int, int]:
+        """How many are used, and how many there are."""
+        with self._lock:
+            return self._used, self._used + len(self._idle)
 
 
 class Connections:
@@ -116,30 +176,21 @@ class Connections:
         """Connections of views that were closed or dropped. A queue that the garbage collector may put into, too."""
         self.closed = False
         self._ending = threading.Event()
-        self._pool = self._made(settings.connections_max, self._statement_s, "qilbee-postgres")
-        self._views = self._made(settings.views_max, _VIEW_WAIT_S_MAX, "qilbee-postgres-views")
+        self._pool = _Pool(self._connect, settings.connections_max, self._statement_s)
+        self._views = _Pool(self._connect, settings.views_max, _VIEW_WAIT_S_MAX)
         self._threads: Sequence[threading.Thread] = ()
 
-    def _made(self, size_max: int, timeout_s: float, name: str) -> ConnectionPool[Connection]:
-        return ConnectionPool(
-            self._conninfo,
-            connection_class=Connection,
-            kwargs={"autocommit": True, "prepare_threshold": 0},
-            min_size=0,
-            max_size=size_max,
-            open=False,
-            configure=lambda connection: connection.prepare_for_use(self._setup),
-            check=_refuse_stale,
-            name=name,
-            timeout=timeout_s,
-            reconnect_timeout=self._settings.connect_timeout_ms / 1000,
-        )
+    def _connect(self) -> Connection:
+        try:
+            connection = Connection.connect(self._conninfo, autocommit=True, prepare_threshold=0)
+            with self.deadline(connection):
+                connection.prepare_for_use(self._setup)
+        except psycopg.Error as error:
+            raise of_connecting(error, self.where) from error
+        return connection
 
     def open(self) -> None:
-        """Begin; raises what keeps us from connecting, in words that help."""
-        self.try_to_connect()
-        self._pool.open()
-        self._views.open()
+        """Begin to watch deadlines, and to take back views."""
         self._threads = [
             threading.Thread(target=self._watch, name="qilbee-postgres-watch", daemon=True),
             threading.Thread(target=self._take_back, name="qilbee-postgres-return", daemon=True),
@@ -147,13 +198,6 @@ class Connections:
         for thread in self._threads:
             thread.start()
         _open_ones.add(self)
-
-    def try_to_connect(self) -> None:
-        """Make a connection and close it again, for the reason where it fails."""
-        try:
-            psycopg.connect(self._conninfo).close()
-        except psycopg.Error as error:
-            raise of_connecting(error, self.where) from error
 
     def close(self) -> None:
         """Let go of all. Idempotent."""
@@ -183,7 +227,7 @@ class Connections:
             with self.deadline(connection):
                 yield connection
         finally:
-            self._pool.putconn(connection)
+            self._pool.give(connection)
 
     @contextmanager
     def deadline(self, connection: Connection) -> Iterator[None]:
@@ -221,36 +265,28 @@ class Connections:
     def drop(self, connection: Connection) -> None:
         """Take a view's connection back and close it."""
         connection.close()
-        self._views.putconn(connection)
+        self._views.give(connection)
 
-    def _taken(self, pool: ConnectionPool[Connection]) -> Connection:
+    def _taken(self, pool: _Pool) -> Connection:
         if self.closed:
             raise StoreClosedError("the store is closed")
-        try:
-            return pool.getconn()
-        except PoolClosed as error:
-            raise StoreClosedError("the store is closed") from error
-        except PoolTimeout as error:
-            self.try_to_connect()
-            if pool is self._views:
-                raise StorageError(
-                    f"{self._settings.views_max} snapshots and long scans are open at once",
-                    remedy="close some of them, or raise views_max in [storage.engine]",
-                ) from error
+        connection = pool.take()
+        if connection is not None:
+            return connection
+        if pool is self._views:
             raise StorageError(
-                f"none of the {self._settings.connections_max} connections to {self.where} got free in time",
-                remedy="raise connections_max in [storage.engine]",
-            ) from error
+                f"{self._settings.views_max} snapshots and long scans are open at once",
+                remedy="close some of them, or raise views_max in [storage.engine]",
+            )
+        raise StorageError(
+            f"none of the {self._settings.connections_max} connections to {self.where} got free in time",
+            remedy="raise connections_max in [storage.engine]",
+        )
 
     def figures(self) -> dict[str, int]:
         """Figures of the pools, known without asking anybody."""
-        statements, views = self._pool.get_stats(), self._views.get_stats()
-        return {
-            "connections": statements.get("pool_size", 0),
-            "connections_idle": statements.get("pool_available", 0),
-            "statements_waiting": statements.get("requests_waiting", 0),
-            "open_views": views.get("pool_size", 0) - views.get("pool_available", 0),
-        }
+        used, connections = self._pool.figures()
+        return {"connections": connections, "connections_used": used, "open_views": self._views.figures()[0]}
 
     def _watch(self) -> None:
         while not self._ending.wait(_TICK_S):
@@ -266,7 +302,7 @@ class Connections:
                     connection.execute("rollback")
             except psycopg.Error:
                 connection.close()
-            self._views.putconn(connection)
+            self._views.give(connection)
 
 
 _open_ones: weakref.WeakSet[Connections] = weakref.WeakSet()

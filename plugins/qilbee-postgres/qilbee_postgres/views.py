@@ -48,7 +48,7 @@ class Queries:
 
     def get_many(self, connection: Connection, keys: Sequence[bytes]) -> list[bytes | None]:
         """One answer for each key."""
-        found = dict(connection.execute(self._get_many, (list(set(keys)),), binary=True).fetchall())
+        found: dict[bytes, bytes] = dict(connection.execute(self._get_many, (list(set(keys)),), binary=True).fetchall())
         return [found.get(key) for key in keys]
 
     def page(
@@ -84,11 +84,12 @@ class View:
         self._connections = connections
         self._queries = queries
         self._lock = RLock()  # one that its holder may take again: the garbage collector may close a view meanwhile
-        self._connection: Connection | None = connection = connections.view()
+        self._connection: Connection | None = None  # for whoever collects what did not come about
+        self._connection = connection = connections.view()
         try:
             with connections.deadline(connection):
                 # The instant is that of the first question, so one is asked at once.
-                connection.execute("begin isolation level repeatable read read only; select 1")
+                connection.execute("begin isolation level repeatable read read only; select 1", prepare=False)
         except BaseException:
             self._connection = None
             connections.drop(connection)

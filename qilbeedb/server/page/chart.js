@@ -1,4 +1,4 @@
-// Figures over time: how many episodes each hour, day, month or year has.
+// Figures over time: how many episodes each hour, day, week, month or year has.
 
 import { el, number, percent, svg } from "./show.js";
 
@@ -10,11 +10,13 @@ const KINDS = 5; // so many types have a shade of their own, the rest share the 
 /** The moments between which episodes are counted together: the unit fits the time that they span. */
 export function periods(firstS, lastS) {
   const span = lastS - firstS;
-  const unit = span <= 2 * DAY_S ? "hour" : span <= 100 * DAY_S ? "day" : span <= 10 * YEAR_S ? "month" : "year";
+  const lengths = { hour: HOUR_S, day: DAY_S, week: 7 * DAY_S, month: YEAR_S / 12, year: 0 };
+  const unit = Object.keys(lengths).find((name) => !lengths[name] || span / lengths[name] <= BARS_MAX - 2);
   const years = Math.ceil(span / YEAR_S / (BARS_MAX - 2)) || 1;
   const at = new Date(firstS * 1000);
   at.setMinutes(0, 0, 0);
   if (unit !== "hour") at.setHours(0);
+  if (unit === "week") at.setDate(at.getDate() - ((at.getDay() + 6) % 7)); // Mondays
   if (unit === "month" || unit === "year") at.setDate(1);
   if (unit === "year") at.setMonth(0);
   const starts = [];
@@ -23,6 +25,7 @@ export function periods(firstS, lastS) {
     if (starts.at(-1) > lastS) return { unit, starts };
     if (unit === "hour") at.setTime(at.getTime() + HOUR_S * 1000); // across a change of the clock too
     else if (unit === "day") at.setDate(at.getDate() + 1);
+    else if (unit === "week") at.setDate(at.getDate() + 7);
     else if (unit === "month") at.setMonth(at.getMonth() + 1);
     else at.setFullYear(at.getFullYear() + years);
   }
@@ -31,6 +34,7 @@ export function periods(firstS, lastS) {
 const FORMS = {
   hour: { month: "short", day: "numeric", hour: "numeric" },
   day: { year: "numeric", month: "short", day: "numeric" },
+  week: { year: "numeric", month: "short", day: "numeric" },
   month: { year: "numeric", month: "long" },
   year: { year: "numeric" },
 };
@@ -42,7 +46,7 @@ export function counted(episodes) {
   const rows = starts.slice(0, -1).map((from, place) => ({
     from,
     to: starts[place + 1],
-    name: form.format(new Date(from * 1000)),
+    name: (unit === "week" ? "week of " : "") + form.format(new Date(from * 1000)),
     count: 0,
     byType: new Map(),
     relevance: 0,
@@ -65,16 +69,16 @@ export function counted(episodes) {
   return { unit, types, rows };
 }
 
-/** The picture and, for who does not see it or wants the numbers, the table. `open(row)` is called for a bar. */
+/** The picture and, for who does not see it or wants the numbers, the table; `addressOf(row)` is what a bar leads to. */
 export function chart({ unit, types, rows }, addressOf) {
   const most = Math.max(...rows.map(({ count }) => count));
-  const step = WIDTH / rows.length, gap = step > 4 ? 1 : 0;
+  const step = WIDTH / rows.length, width = step > 4 ? step - 1 : step;
   const bars = rows.flatMap((row, place) => {
     let top = HEIGHT;
     const parts = types.filter((type) => row.byType.has(type)).map((type) => {
       const height = (row.byType.get(type) / most) * HEIGHT;
       top -= height;
-      return svg("rect", { class: shade(types.indexOf(type)), x: place * step, y: top, width: Math.max(0.5, Math.min(step - gap, 60)), height });
+      return svg("rect", { class: shade(types.indexOf(type)), x: place * step, y: top, width, height });
     });
     if (!parts.length) return [];
     const full = svg("rect", { class: "over", x: place * step, y: 0, width: step, height: HEIGHT });

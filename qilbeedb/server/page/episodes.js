@@ -1,6 +1,6 @@
 // Episodes as a list has them: what was said, and why it is there.
 
-import { el, foreign, number, percent, time } from "./show.js";
+import { el, foreign, percent, time } from "./show.js";
 
 const SHOWN_MAX = 600; // characters of each text in a list
 const NAMES = { user_input: "User", agent_response: "Agent", observation: "Observation", action: "Action", result: "Result" };
@@ -106,7 +106,7 @@ function why(score, explanation) {
             "tr",
             {},
             el("th", { scope: "row" }, name(part)),
-            el("td", { class: "number" }, number(Number(value.toFixed(3)))),
+            el("td", { class: "number" }, value.toFixed(3)),
             el("td", {}, Object.hasOwn(PARTS, part) ? PARTS[part][1] : ""),
           ),
         ),

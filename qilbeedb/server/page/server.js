@@ -56,7 +56,6 @@ export async function askDurability(signal) {
     unsyncedAgeS: (figure("durability_unsynced_age_ms") ?? 0) / 1000,
     tells: figure("durability_durable_sequence") !== null,
     pending: figure("search_pending"),
-    inFlight: figure("requests_in_flight\\{slow=\"false\"\\}"),
   };
 }
 
@@ -119,6 +118,7 @@ async function send(method, where, { query = {}, body, token, signal, expected }
     });
   } catch (error) {
     if (signal?.aborted) throw error;
+    dispatchEvent(new Event("no-answer"));
     throw new Refused(0, { error: "the server does not answer", remedy: "see whether it runs, and try again" });
   }
   if (answer.ok || answer.status === expected) return answer;

@@ -19,8 +19,12 @@ function dress(element, { on = {}, ...attributes }, children) {
   return element;
 }
 
-/** Text of somebody else's, which may run in either direction and must not turn what stands around it. */
-export const foreign = (text) => el("bdi", {}, text);
+/**
+ * A name that somebody else has chosen. It may run in either direction, and must not turn what stands around it; what
+ * nobody sees in it (a character that turns the direction, say) is shown by its number, lest one name looks like another.
+ */
+export const foreign = (text) =>
+  el("bdi", {}, text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (hidden) => `[U+${hidden.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}]`));
 
 /** Say something to who does not see the page. */
 export function say(text) {
@@ -31,6 +35,7 @@ export function say(text) {
 
 const count = new Intl.NumberFormat();
 const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+const second = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
 export const number = (value) => count.format(value);
 export const plural = (value, one, many = `${one}s`) => `${number(value)} ${value === 1 ? one : many}`;
@@ -49,11 +54,14 @@ export function duration(seconds) {
 }
 
 /** Seconds since 1970 as the reader's clock and calendar have it. */
-export function time(seconds) {
+export function time(seconds, form = moment) {
   if (seconds == null) return el("span", {}, "never");
   const date = new Date(seconds * 1000);
-  return el("time", { datetime: date.toISOString(), title: date.toISOString() }, moment.format(date));
+  return el("time", { datetime: date.toISOString(), title: date.toISOString() }, form.format(date));
 }
+
+/** The same, with its seconds. */
+export const exactTime = (seconds) => time(seconds, second);
 
 // --- what is the same everywhere
 
@@ -76,17 +84,19 @@ export function refusal(refused, again) {
   );
 }
 
-/** Disable a button for some seconds, and say on it for how many more. */
-export function waiting(button, seconds) {
+/** Disable a button for some seconds, or until `signal`, and say on it for how many more. */
+export function waiting(button, seconds, signal = null) {
   if (!(seconds > 0)) return button;
   const text = button.textContent;
   const until = performance.now() + seconds * 1000;
   const tick = () => {
-    const left = Math.ceil((until - performance.now()) / 1000);
+    const left = signal?.aborted ? 0 : Math.ceil((until - performance.now()) / 1000);
     button.disabled = left > 0;
-    button.textContent = left > 0 ? `${text} in ${duration(left)}` : text;
-    if (left > 0) setTimeout(tick, 1000);
+    button.textContent = left > 0 ? `${text} (in ${duration(left)})` : text;
+    if (left > 0) timer = setTimeout(tick, 1000);
   };
+  let timer;
+  signal?.addEventListener("abort", () => (clearTimeout(timer), tick()));
   tick();
   return button;
 }

@@ -1,0 +1,398 @@
+"""What is special to PostgreSQL. What every engine must do stands in test_postgres_contract.py."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+from postgres_server import Server, fresh_url, needs_postgres, shared_url
+from qilbee_postgres.backend import PostgresBackend
+
+from qilbee_core import (
+    BackendOptions,
+    ConflictError,
+    Delete,
+    DeleteRange,
+    Episode,
+    Expect,
+    FormatVersionError,
+    InvalidError,
+    OutcomeUnknownError,
+    ProviderNotFoundError,
+    Put,
+    SettingsError,
+    StorageError,
+    WriteBatch,
+    load_plugins,
+    open_store,
+)
+
+pytestmark = needs_postgres
+
+PATIENCE_S = 30.0
+
+
+def options(url: str, durability: str = "interval", **engine: str | int) -> BackendOptions:
+    return BackendOptions(path=Path("unused"), dsn=url, durability=durability, engine=engine)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def url() -> str:
+    return fresh_url()
+
+
+@pytest.fixture
+def backend(url: str) -> Iterator[PostgresBackend]:
+    with closing(PostgresBackend(options(url))) as backend:
+        yield backend
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.stop()
+
+
+def put(backend: PostgresBackend, *pairs: tuple[bytes, bytes]) -> None:
+    backend.write(WriteBatch([Put(key, value) for key, value in pairs]))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came about"
+        time.sleep(0.01)
+
+
+class TestOpening:
+    def test_a_url_is_all_that_is_needed(self, url: str) -> None:
+        with open_store(url) as store:
+            store.agent_memory("bot").store_episode(Episode.observation("bot", "a heron"))
+            assert store.stats()["backend"] == "postgres"
+            assert store.directory is None
+        with open_store(url) as store:
+            (episode,) = store.agent_memory("bot").get_recent_episodes()
+            assert episode.content == {"observation": "a heron"}
+            assert store.verify().problems == []
+
+    def test_the_dsn_may_stand_in_the_configuration(self, url: str) -> None:
+        with open_store(backend="postgres", dsn=url) as store:
+            assert store.agents() == []
+
+    def test_an_engine_with_files_refuses_a_dsn(self, url: str) -> None:
+        with pytest.raises(SettingsError, match="leave out dsn"):
+            open_store(url, backend="rocksdb")
+
+    def test_a_url_that_nobody_opens_names_what_to_install(self) -> None:
+        with pytest.raises(ProviderNotFoundError, match="oracle:// URLs"):
+            open_store("oracle://db/memory")
+        with pytest.raises(ProviderNotFoundError, match="pip install qilbee-postgres"):
+            open_store("postgresql://db/memory", plugins=load_plugins(disabled=["postgres"]))
+
+    def test_a_password_is_in_no_message_and_no_log(self, url: str, caplog: pytest.LogCaptureFixture) -> None:
+        secret = url.replace("qilbee@", "qilbee:hunter2@")
+        caplog.set_level("DEBUG")
+        with open_store(secret) as store:
+            assert "hunter2" not in repr(store.stats())
+        with pytest.raises(SettingsError) as caught:
+            open_store(secret, backend="rocksdb")
+        assert "hunter2" not in caplog.text + str(caught.value)
+
+    def test_a_server_that_is_away_says_so_at_once(self) -> None:
+        with pytest.raises(StorageError, match="see that the server runs"):
+            open_store("postgresql://qilbee@127.0.0.1:1/memory")
+
+    def test_a_database_or_a_user_that_is_missing_is_named_with_what_makes_it(self) -> None:
+        with pytest.raises(SettingsError, match="createdb"):
+            open_store(f"{shared_url()}/nowhere")
+        with pytest.raises(SettingsError, match="createuser"):
+            open_store(f"{shared_url()}/postgres".replace("qilbee@", "nobody@"))
+
+    def test_settings_are_checked(self, url: str) -> None:
+        for wrong in ({"table": "Robert'); drop"}, {"views_max": 0}, {"pool": 3}):
+            with pytest.raises(SettingsError, match=next(iter(wrong))):
+                PostgresBackend(options(url, **wrong))  # type: ignore[arg-type]
+        with pytest.raises(SettingsError, match="give dsn"):
+            PostgresBackend(options(""))
+
+    def test_a_table_that_is_not_ours_is_refused_and_left_alone(self, url: str) -> None:
+        with psycopg.connect(url) as connection:
+            connection.execute("create table qilbee (name text)")
+        with pytest.raises(FormatVersionError, match="not a store of ours"):
+            PostgresBackend(options(url))
+        with psycopg.connect(url) as connection:
+            assert connection.execute("select count(*) from qilbee").fetchone() == (0,)
+        with closing(PostgresBackend(options(url, table="other"))) as beside:
+            put(beside, (b"a", b"1"))
+
+    def test_a_newer_layout_is_refused(self, url: str) -> None:
+        PostgresBackend(options(url)).close()
+        with psycopg.connect(url) as connection:
+            connection.execute("update qilbee_marker set layout = 2")
+        with pytest.raises(FormatVersionError, match="upgrade"):
+            PostgresBackend(options(url))
+
+    def test_many_may_make_the_same_store_at_once(self, url: str) -> None:
+        opened: list[PostgresBackend] = []
+        threads = [threading.Thread(target=lambda: opened.append(PostgresBackend(options(url)))) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        assert len(opened) == 8
+        put(opened[0], (b"a", b"1"))
+        assert [each.get(b"a") for each in opened] == [b"1"] * 8
+        for each in opened:
+            each.close()
+
+    def test_sync_is_refused_where_the_server_does_not_sync(self, url: str) -> None:
+        # The shared server runs with fsync = off.
+        with pytest.raises(SettingsError, match="fsync = off"):
+            open_store(url, durability="sync")
+        with closing(PostgresBackend(options(url))) as backend:
+            assert backend.stats()["server_fsync"] == "off"
+
+
+class TestKeys:
+    def test_the_longest_key_is_2000_bytes_and_a_longer_one_fails_its_whole_batch(
+        self, backend: PostgresBackend
+    ) -> None:
+        noise = bytes(range(256)) * 8
+        put(backend, (noise[:2000], b"fits"))
+        assert backend.get(noise[:2000]) == b"fits"
+        with pytest.raises(InvalidError, match="2000"):
+            put(backend, (b"other", b""), (noise[:2001], b""))
+        assert backend.get(b"other") is None
+        backend.write(WriteBatch([Delete(noise), DeleteRange(noise, noise + b"x")], [Expect(noise, None)]))
+
+
+class TestOtherWriters:
+    """Another transaction holds a row, or has made one, and has not ended."""
+
+    def test_expect_waits_for_whoever_changes_the_row_and_goes_by_what_he_leaves(
+        self, backend: PostgresBackend, url: str
+    ) -> None:
+        put(backend, (b"a", b"1"))
+        for commits in (True, False):
+            error = self._beside(backend, url, "update qilbee set v = '2' where k = 'a'", commits, b"1")
+            assert isinstance(error, ConflictError) is commits
+            put(backend, (b"a", b"1"))
+
+    def test_expecting_nothing_waits_for_whoever_makes_the_row(self, backend: PostgresBackend, url: str) -> None:
+        for commits in (True, False):
+            error = self._beside(backend, url, "insert into qilbee values ('a', '2')", commits, None)
+            assert isinstance(error, ConflictError) is commits
+            backend.write(WriteBatch([Delete(b"a"), Delete(b"b")]))
+
+    @staticmethod
+    def _beside(
+        backend: PostgresBackend, url: str, statement: str, commits: bool, expected: bytes | None
+    ) -> BaseException | None:
+        """Write, expecting that, while another transaction does ``statement``; what the write raised."""
+        caught: list[BaseException | None] = []
+
+        def write() -> None:
+            try:
+                backend.write(WriteBatch([Put(b"a", b"mine"), Put(b"b", b"")], [Expect(b"a", expected)]))
+            except BaseException as error:
+                caught.append(error)
+            else:
+                caught.append(None)
+
+        with psycopg.connect(url) as other:
+            other.execute(statement)  # type: ignore[call-overload]
+            thread = threading.Thread(target=write)
+            thread.start()
+            until(lambda: _lock_waits(url) > 0)
+            if commits:
+                other.commit()
+            else:
+                other.rollback()
+            thread.join(PATIENCE_S)
+        return caught[0]
+
+    def test_batches_that_meet_in_opposite_order_all_get_through(self, backend: PostgresBackend) -> None:
+        put(backend, *((b"%d" % number, b"") for number in range(6)))
+
+        def write(low: int) -> None:
+            for number in range(30):
+                ends = [Put(b"%d" % (low + step), b"%d" % number) for step in (2, 0)]
+                backend.write(WriteBatch([*ends, Delete(b"%d" % ((low + 1) % 6)), DeleteRange(b"9", b"a")]))
+
+        threads = [threading.Thread(target=write, args=(low,)) for low in (0, 1, 2, 3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(2 * PATIENCE_S)
+            assert not thread.is_alive()
+        assert all(backend.get(b"%d" % number) in (None, b"29") for number in range(6))
+
+
+def _lock_waits(url: str) -> int:
+    with psycopg.connect(url) as connection:
+        row = connection.execute(
+            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _cancelled(url: str, write: Callable[[], object]) -> BaseException:
+    """What ``write`` raises where its wait for a standby is cancelled."""
+    caught: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            write()
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    with psycopg.connect(url, autocommit=True) as other:
+        cancel = "select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'"
+        until(lambda: other.execute(cancel).fetchone() is not None)
+    thread.join(PATIENCE_S)
+    (error,) = caught
+    assert isinstance(error, OutcomeUnknownError)
+    return error
+
+
+class TestViews:
+    def test_one_view_too_many_is_refused_and_there_is_room_again_once_one_is_closed(self, url: str) -> None:
+        with closing(PostgresBackend(options(url, views_max=2))) as backend:
+            put(backend, *((b"%04d" % number, b"") for number in range(200)))
+            first, scan = backend.snapshot(), backend.scan()
+            with pytest.raises(StorageError, match="2 snapshots and long scans are open at once"):
+                backend.snapshot()
+            assert backend.get(b"0000") == b""
+            first.close()
+            with closing(backend.snapshot()) as third:
+                assert third.get(b"0000") == b""
+            assert len(list(scan)) == 200
+
+    def test_a_dropped_scan_gives_its_place_back(self, url: str) -> None:
+        with closing(PostgresBackend(options(url, views_max=1))) as backend:
+            put(backend, *((b"%04d" % number, b"") for number in range(200)))
+            for _ in range(5):
+                next(backend.scan())
+            backend.scan()
+            assert len(list(backend.scan(reverse=True))) == 200
+
+
+class TestFailures:
+    def test_it_goes_on_after_the_server_was_restarted(self, own_server: Server) -> None:
+        with open_store(own_server.database("memory")) as store:
+            memory = store.agent_memory("bot")
+            memory.store_episode(Episode.observation("bot", "before"))
+            store.flush()
+            own_server.kill()
+            with pytest.raises(StorageError):
+                memory.get_recent_episodes()
+            own_server.restart()
+            assert [each.content["observation"] for each in memory.get_recent_episodes()] == ["before"]
+            until(lambda: store.health().ok)
+            memory.store_episode(Episode.observation("bot", "after"))
+            assert store.verify().problems == []
+
+    def test_a_write_that_a_frozen_server_leaves_open_ends_by_its_deadline_as_unknown(
+        self, own_server: Server
+    ) -> None:
+        url = own_server.database("memory")
+        with closing(PostgresBackend(options(url, statement_timeout_ms=1000))) as backend:
+            put(backend, (b"a", b"1"))
+            own_server.freeze()
+            try:
+                began = time.monotonic()
+                with pytest.raises(OutcomeUnknownError):
+                    put(backend, (b"a", b"2"))
+                with pytest.raises(StorageError):
+                    backend.get(b"a")
+                assert backend.stats()["connections"] is not None
+                assert time.monotonic() - began < PATIENCE_S
+            finally:
+                own_server.thaw()
+            assert backend.get(b"a") in (b"1", b"2")
+            put(backend, (b"a", b"3"))
+            assert backend.get(b"a") == b"3"
+
+    def test_a_commit_that_no_standby_confirmed_is_unknown_though_postgresql_calls_it_a_success(self) -> None:
+        server = Server("synchronous_standby_names=nobody")
+        try:
+            with psycopg.connect(f"{server.url}/postgres", autocommit=True) as connection:
+                connection.execute("set synchronous_commit = off")
+                connection.execute("create database memory")
+            url = f"{server.url}/memory"
+            PostgresBackend(options(url + "?options=-csynchronous_commit%3Doff")).close()
+            with closing(PostgresBackend(options(url, "sync", statement_timeout_ms=3000))) as backend:
+                assert backend.stats()["server_synchronous_standby_names"] == "nobody"
+                for batch in (
+                    WriteBatch([Put(b"a", b"1")]),
+                    WriteBatch([Put(b"a", b"2")], [Expect(b"a", b"1")]),
+                    WriteBatch([Delete(b"a")], [Expect(b"b", None)]),
+                ):
+                    assert "might not have been replicated" in str(_cancelled(url, lambda b=batch: backend.write(b)))
+                with pytest.raises(OutcomeUnknownError, match="did not say"):  # and by its deadline otherwise
+                    put(backend, (b"a", b"3"))
+            with closing(PostgresBackend(options(url, "async"))) as backend:
+                put(backend, (b"other", b"4"))
+                assert "might not have been replicated" in str(_cancelled(url, backend.sync))
+                backend._unsynced = False  # so that close() does not wait for the standby too
+        finally:
+            server.stop()
+
+    def test_a_connection_lost_during_a_commit_is_unknown_and_the_same_episode_is_stored_once(
+        self, url: str
+    ) -> None:
+        with open_store(url) as store, psycopg.connect(url, autocommit=True) as other:
+            memory = store.agent_memory("bot")
+            memory.store_episode(Episode.observation("bot", "first"))
+            # Whoever puts a row waits, and is thrown out while he does.
+            other.execute("begin")
+            other.execute("lock table qilbee in share mode")
+            episode, caught = Episode.observation("bot", "second"), []
+
+            def store_it() -> None:
+                try:
+                    memory.store_episode(episode)
+                except OutcomeUnknownError as error:
+                    caught.append(error)
+
+            thread = threading.Thread(target=store_it)
+            thread.start()
+            until(lambda: _lock_waits(url) > 0)
+            with psycopg.connect(url) as third:
+                third.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity "
+                    "where wait_event_type = 'Lock' and datname = current_database()"
+                )
+            thread.join(PATIENCE_S)
+            other.execute("rollback")
+            assert len(caught) == 1
+            until(lambda: store.health().ok)
+            memory.store_episode(episode)
+            memory.store_episode(episode)
+            assert memory.get_statistics().total_episodes == 2
+            assert store.verify().problems == []
+
+    def test_two_round_trips_give_the_newest_episodes(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        with open_store(url) as store:
+            memory = store.agent_memory("bot")
+            memory.store_episodes(Episode.observation("bot", str(number)) for number in range(300))
+            asked: list[object] = []
+            execute = psycopg.Connection.execute
+
+            def counting(self: psycopg.Connection, *given: object, **named: object) -> object:
+                if threading.current_thread() is threading.main_thread():  # search has a thread of its own
+                    asked.append(given[0])
+                return execute(self, *given, **named)  # type: ignore[arg-type]
+
+            monkeypatch.setattr(psycopg.Connection, "execute", counting)
+            assert len(memory.get_recent_episodes(10)) == 10
+            assert len(asked) <= 2
