@@ -200,7 +200,7 @@ class Store:
             log.info("compacted %s in %.1f s", self.settings.storage.where, time.monotonic() - started_s)
 
     def checkpoint(self, target: str | os.PathLike[str]) -> int:
-        """Copy the store, as it is at this moment, to a directory that does not exist yet; gives the bytes of its files.
+        """Copy the store, as it is at this moment, to a directory that does not exist yet; gives the bytes of the copy.
 
         The copy is a store that opens by itself; it appears whole or not at all, and survives a power cut once this
         returns. Writes go on meanwhile. On the same file system RocksDB's tables are links, which take no space until

@@ -28,7 +28,7 @@ def note(number: int) -> Episode:
     return Episode("bot", "note", {"number": number})
 
 
-def numbers(store: Store) -> list[int]:
+def numbers(store: Store) -> list[object]:
     """What there is, in its order, of a store that is sound."""
     report = store.verify()
     assert report.ok, report.problems
@@ -58,10 +58,10 @@ def test_a_copy_opens_by_itself_with_what_was_there_at_that_moment(
 @pytest.mark.usefixtures("search_as_by_default")
 def test_a_copy_is_searched_as_the_store_is(open_here: OpenHere, tmp_path: Path) -> None:
     store = open_here()
-    id = store.agent_memory("bot").store_episode(Episode.observation("bot", "Tea is served at five."))
+    stored_id = store.agent_memory("bot").store_episode(Episode.observation("bot", "Tea is served at five."))
     store.checkpoint(tmp_path / "copy")
     with open_store(tmp_path / "copy") as copy:
-        assert [found.id for found in copy.agent_memory("bot").search_episodes("tea")] == [id]
+        assert [found.id for found in copy.agent_memory("bot").search_episodes("tea")] == [stored_id]
 
 
 def test_a_copy_is_of_one_instant_while_others_write(open_here: OpenHere, tmp_path: Path) -> None:
@@ -120,9 +120,7 @@ def test_nothing_is_ever_replaced_by_a_copy(open_here: OpenHere, tmp_path: Path,
     assert target.is_symlink() or target.is_file() or not list(target.iterdir())
 
 
-def test_a_copy_that_fails_leaves_nothing(
-    open_here: OpenHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_that_fails_leaves_nothing(open_here: OpenHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_here()
 
     def half(target: Path) -> None:

@@ -18,7 +18,9 @@ TOX.read(ROOT / "tox.ini")
 ENVIRONMENTS = re.findall(r"\w+", TOX["tox"]["env_list"])
 
 
-@pytest.mark.parametrize(("marker", "last"), [("run", ".venv/bin/qilbee serve --data qilbee-data"), ("test", ".venv/bin/tox")])
+@pytest.mark.parametrize(
+    ("marker", "last"), [("run", ".venv/bin/qilbee serve --data qilbee-data"), ("test", ".venv/bin/tox")]
+)
 def test_the_readme_has_each_command_in_one_line_that_makes_its_environment(marker: str, last: str) -> None:
     (command,) = re.findall(rf"^<!-- {marker} -->\n```sh\n(.*)\n```$", README, re.M)
     assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")

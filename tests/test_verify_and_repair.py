@@ -907,6 +907,29 @@ def test_an_agent_whose_head_is_broken_can_still_be_cleared(store: Store, value:
     assert store.verify().ok
 
 
+@pytest.mark.parametrize("are_readable", [True, False], ids=["retired", "unreadable"])
+def test_an_agent_of_which_nothing_is_left_but_history_begins_no_new_head_before_repair(
+    store: Store, are_readable: bool
+) -> None:
+    memory = store.agent_memory("bot")
+    for episode in list(memory.episodes()):
+        memory.invalidate(episode.id)
+    kept = dict(rows(store, Space.HISTORY))
+    broken = [] if are_readable else [Put(key, flipped(value)) for key, value in kept.items()]
+    write(store, Delete(BOT.head), *broken)
+    assert "head-missing" in names(store.verify())
+    with pytest.raises(CorruptRecordError, match=r"no head: run repair\(\)"):
+        memory.store_episode(Episode.observation("bot", "new"))
+    store.repair()
+    assert "head-missing" not in names(store.verify())
+    memory.store_episode(Episode.observation("bot", "new"))
+    assert rows(store, Space.HISTORY) == sorted({**kept, **{each.key: each.value for each in broken}}.items())
+    assert store.verify().ok is are_readable
+    write(store, Delete(BOT.head))
+    memory.clear()
+    assert rows(store, Space.HISTORY) == []
+
+
 def test_a_store_that_takes_no_writes_refuses_repair_and_is_left_as_it_is(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

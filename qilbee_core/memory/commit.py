@@ -30,6 +30,7 @@ from qilbee_core.errors import (
     CorruptRecordError,
     DataError,
     ProviderNotFoundError,
+    QilbeeError,
     StorageError,
     WriteStallError,
 )
@@ -97,6 +98,7 @@ class Agent:
         "id",
         "indexed",
         "keys",
+        "last_head",
         "lock",
         "orders",
         "place",
@@ -110,6 +112,8 @@ class Agent:
         self.keys = AgentKeys(agent_id)
         self.lock = threading.Lock()
         self.head: Head | None = None
+        self.last_head: bytes | None = None
+        """On a shared engine, the head that this process wrote last: most likely what is stored still."""
         self.head_due = 0
         """From this sequence on append() writes the head too."""
         self.trim_due = 0
@@ -173,7 +177,7 @@ class Context:
         self.embed_soon: Callable[[Agent, Sequence[Operation]], object] = lambda *_: None
         """Called with rows of search terms that are about to be written, and again once they are, with nothing."""
         self.freed: Callable[[Agent, int, int], object] = lambda *_: None
-        """Called with an agent, the bytes of records that it lost, and those that are left, under its lock."""
+        """Called with an agent, the bytes of records that it lost, and those that are left."""
         self.reloads = 0
         """How often the engine was opened anew; what it had shown before may have been lost then."""
         self._orders: dict[OrderNumbers, tuple[Order, ...]] = {}
@@ -355,8 +359,10 @@ class Context:
                 self.durability.refuse()  # under the lock: reload() waits for those who have passed this
             for attempt in range(_ATTEMPTS_MAX):
                 expects: Sequence[Expect] = ()
+                # Tried first, for it spares a read. What it leads to counts only where it is expected and found.
+                guess, agent.last_head = agent.last_head, None
                 if (head := agent.head) is None:
-                    head, expects = self._load(agent)
+                    head, expects = self._load(agent, guess)
                 try:
                     record_bytes = head.record_bytes
                     now = self.clock_ns() // 1000
@@ -365,20 +371,25 @@ class Context:
                     value, touched = plan(head, operations, *args)
                     agent.expiry_us = head.expiry_us
                     if not touched:
+                        if guess is not None:
+                            continue
                         return value, self.durability.last_ticket
                     head.sequence = sequence = head.sequence + 1
                     if sequence - head.trimmed >= 2 * CHANGES_KEPT:
                         self._trim(agent, head, operations, sequence - CHANGES_KEPT)
                     entry_key = keys.changes + sequence.to_bytes(8, "big")
-                    entry = change_payload(kind, head.transaction_us, touched)
-                    operations.append(Put(entry_key, frame(entry_key, entry)))
-                    operations.append(Put(keys.head, head.encode(keys.head)))
+                    entry = frame(entry_key, change_payload(kind, head.transaction_us, touched))
+                    operations += (Put(entry_key, entry), Put(keys.head, stored := head.encode(keys.head)))
                     agent.head_stored(head)
-                except BaseException:
+                except BaseException as error:
                     self.forget(agent)  # the head in RAM was changed
+                    if guess is not None and isinstance(error, QilbeeError):
+                        continue
                     raise
                 try:
                     self.backend.write(WriteBatch(operations, expects))
+                    if not self.single_process:
+                        agent.last_head = stored
                     if agent.tail.warm:
                         self._show(agent.tail, touched)
                     if not agent.unindexed:
@@ -404,13 +415,16 @@ class Context:
             else:
                 self.tails.put(tail, id_bytes, record)
 
-    def _load(self, agent: Agent) -> tuple[Head, Sequence[Expect]]:
-        """The head to change, kept in RAM from now on, or else what to expect of it."""
-        value = self.backend.get(agent.keys.head)
+    def _load(self, agent: Agent, value: bytes | None = None) -> tuple[Head, Sequence[Expect]]:
+        """The head to change, kept in RAM from now on, or else what to expect of it; ``value`` is a guess at it."""
+        value = value or self.backend.get(agent.keys.head)
         head = None if value is None else self._moved_on(agent, value)
-        if head is None and self.first(*agent.keys.range(Space.EPISODE), 1):
-            # To begin anew would store over what is there.
-            raise CorruptRecordError(f"agent {agent.id!r} has episodes and no head", remedy="run repair()")
+        if head is None and self._has_memories(agent):
+            if not self.single_process:
+                value = self.backend.get(agent.keys.head)  # another process may have stored the first just now
+            if value is None:  # to begin anew would store over what is there
+                raise CorruptRecordError(f"agent {agent.id!r} has episodes and no head", remedy="run repair()")
+            head = self._moved_on(agent, value)
         if not self.single_process:
             head = head or Head(self.catalog.wanted)
             agent.orders = self.orders_of(head.orders)
@@ -425,9 +439,13 @@ class Context:
         agent.orders = self.orders_of(agent.head.orders)
         return agent.head, ()
 
+    def _has_memories(self, agent: Agent) -> bool:
+        """Whether there is any episode of the agent, or a version of one that was."""
+        return any(self.first(*agent.keys.range(space), 1) for space in (Space.EPISODE, Space.HISTORY))
+
     def _moved_on(self, agent: Agent, value: bytes) -> Head:
         if not self.single_process:
-            # Every write to a shared engine writes the head; the log may be ahead because others wrote since it was read.
+            # Every write there writes the head, too; the log is ahead only where others wrote since it was read.
             head = Head.decode(agent.keys.head, value)
             self.orders_of(head.orders)
             return head
@@ -472,7 +490,7 @@ class Context:
             for _ in range(_ATTEMPTS_MAX):
                 value = self.backend.get(agent.keys.head)
                 receipt = self._receipt(agent, value)
-                if value is None and not receipt.episodes:
+                if value is None and not self._has_memories(agent):
                     return receipt, self.durability.last_ticket
                 self.forget(agent)
                 batch = WriteBatch([*ranges, Delete(agent.keys.head)], [Expect(agent.keys.head, value)])
@@ -507,7 +525,7 @@ class Context:
 
     def forget(self, agent: Agent) -> None:
         """Let go of what RAM holds of an agent, so that it is read again."""
-        agent.head = agent.ends = None
+        agent.head = agent.ends = agent.last_head = None
         agent.place = _NO_PLACE
         agent.indexed = 0
         self.tails.clear(agent.tail)

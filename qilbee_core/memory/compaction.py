@@ -78,7 +78,7 @@ class Compaction:
             thread.join()
 
     def _freed(self, agent: Agent, freed_bytes: int, left_bytes: int) -> None:
-        """Note that records of an agent were deleted. Called under its lock."""
+        """Note that records of an agent were deleted."""
         with self._lock:
             known = self._losses.pop(agent.id, None)
             self._losses[agent.id] = _Loss(freed_bytes + (0 if known is None else known.freed_bytes), left_bytes)

@@ -20,7 +20,7 @@ from qilbee_core.search.rows import Row
 
 __all__ = ["AgentSearch", "Indexes"]
 
-_PUT_EPISODES = 512
+_PUT_EPISODES = 256
 """That an index takes at once: each then costs half of what it costs alone."""
 _FOLLOW_EPISODES = 256
 """That are read at once."""
@@ -54,7 +54,7 @@ class AgentSearch:
         elif self.index is not None and self.followed == made.before:
             self.waiting += made.rows
             self.followed = made.after
-            if len(self.waiting) >= _PUT_EPISODES:
+            if made.is_all or len(self.waiting) >= _PUT_EPISODES:
                 self.settle()
 
     def settle(self) -> None:
@@ -123,15 +123,6 @@ class Indexes:
     def new(self) -> AgentIndex:
         """An empty index."""
         return AgentIndex(lexicon(self._rows.language))
-
-    def settle(self) -> None:
-        """Have all indexes take what waits, but those that are in use, which do it themselves."""
-        for search in self.opened():
-            if search.waiting and search.lock.acquire(blocking=False):
-                try:
-                    search.settle()
-                finally:
-                    search.lock.release()
 
     def refresh(self, search: AgentSearch, ids: Iterable[bytes]) -> None:
         """Index some episodes as they are stored now."""

@@ -47,8 +47,6 @@ _DRAIN_EPISODES = 256
 _POLL_S = 0.02
 _POLLS_IDLE = 50
 """So often the thread looks in vain for work before it waits to be woken, which costs the caller some microseconds."""
-_POLLS_SETTLE = 3
-"""After so many the indexes take what waits, since no more seems to come that they could take with it."""
 _RETRY_S = 1.0
 _ATTEMPTS_MAX = 64
 
@@ -256,8 +254,6 @@ class Indexing:
                     self._round()
                 elif idle < _POLLS_IDLE or self._stuck:
                     idle += 1
-                    if idle == _POLLS_SETTLE:
-                        self._indexes.settle()
                     self._closing.wait(_POLL_S)
                 else:
                     self._sleep()

@@ -110,6 +110,8 @@ def _repair_agent(context: Context, agent: Agent) -> int:
             operations = _written_if_many(context, operations, expects)
         for key, value in last_rows(context.backend, keys):
             with suppress(DataError):
+                parse(key)
+                head.newest_id = max(head.newest_id, key[-24:-8])
                 document = read_episode(context.records, key, value)
                 if document.ended_us:
                     count_retired(head, key[-24:-8], document)

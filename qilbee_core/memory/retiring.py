@@ -127,19 +127,30 @@ class Retiring(Writes):
             pass
         purged = _Purged()
         ticket = self._context.durability.last_ticket
-        due = self._ids_due(before_us)
+        due = self._ids_due(before_us, purged)
         while page := list(islice(due, REMOVED_AT_ONCE_MAX)):
             for kind, whole in ((ChangeKind.RETIRE, False), (ChangeKind.DELETE, True)):
                 part, ticket = self._commit(kind, self._plan_purge, page, before_us, whole)
                 purged.add(part)
+        if purged.bytes and (head := self._context.head(self._agent)) is not None:
+            left_bytes = head.record_bytes + max(0, purged.seen_bytes - purged.bytes)
+            self._context.freed(self._agent, purged.bytes, left_bytes)
         if engine is not None:
             self._erase_texts(engine)
         return purged.receipt(), ticket
 
-    def _ids_due(self, before_us: int) -> Iterator[bytes]:
-        """The episodes of which a version ended before a time, as far as can be told without the agent's lock."""
-        rows = self._backend.scan(*self._keys.range(Space.HISTORY))
-        for id_bytes, versions in groupby(rows, key=lambda row: row[0][-24:-8]):
+    def _ids_due(self, before_us: int, purged: _Purged) -> Iterator[bytes]:
+        """The episodes of which a version ended before a time, as far as can be told without the agent's lock.
+
+        It counts what it walks over in ``purged``.
+        """
+
+        def rows() -> Iterator[tuple[bytes, bytes]]:
+            for row in self._backend.scan(*self._keys.range(Space.HISTORY)):
+                purged.seen_bytes += len(row[0]) + len(row[1])
+                yield row
+
+        for id_bytes, versions in groupby(rows(), key=lambda row: row[0][-24:-8]):
             (key, value), *following = islice(versions, 2)
             if following and recorded_us(following[0][0]) < before_us:
                 yield id_bytes
@@ -205,6 +216,8 @@ class _Purged:
     def __init__(self) -> None:
         self.versions = 0
         self.bytes = 0
+        self.seen_bytes = 0
+        """Of all versions that had ended, whether they went or stay."""
         self.ids: list[bytes] = []
         """Of the retired episodes of which nothing is left."""
 

@@ -317,7 +317,7 @@ class _Walk:
             self._end_and_mark(keys, id_bytes, document, pinned=document.pinned)
             count_retired(recount, id_bytes, document)
         if (stored := self._snapshot.get(keys.head)) is None:
-            if any(recount.newest_id):
+            if any(recount.newest_id) or next(self._rows(keys, Space.HISTORY), None) is not None:
                 self._report("head-missing", keys.head, "an agent has episodes and no head")
             return
         try:

@@ -10,6 +10,7 @@ Searches may run beside each other; they change nothing.
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import ClassVar
@@ -301,7 +302,9 @@ class AgentIndex:
         self.forward.term[start : self.forward.size] = terms
         self.forward.counts[start : self.forward.size] = counts << 8 | asked_counts
         self.turns.entries_end[here] = start + np.cumsum(np.bincount(entries >> 32, minlength=len(turns)))
-        return [self._speaker(turn.speaker) for turn in turns]
+        speakers = [turn.speaker for turn in turns]
+        numbers = {name: self._speaker(name, many) for name, many in Counter(speakers).items()}
+        return [numbers[name] for name in speakers]
 
     def _words(
         self, packed: list[bytes], rare: list[str]
@@ -367,8 +370,8 @@ class AgentIndex:
     def _episode_type(self, kind: int | str) -> int:
         return kind if isinstance(kind, int) else self.episode_types.setdefault(kind, len(self.episode_types))
 
-    def _speaker(self, name: str | None) -> int:
-        """The number of a speaker, who has one turn more."""
+    def _speaker(self, name: str | None, turns: int = 1) -> int:
+        """The number of a speaker, who has so many turns more."""
         if name is None:
             return 0
         number = self.speakers.get(name)
@@ -378,7 +381,7 @@ class AgentIndex:
             words = self.lexicon.stems_of(self.lexicon.language.words(name))
             for word in words:
                 self.speakers_of_word.setdefault(word, set()).add(number)
-        self.turns_of_speaker[number] += 1
+        self.turns_of_speaker[number] += turns
         return number
 
     def _forget_speaker(self, number: int) -> None:

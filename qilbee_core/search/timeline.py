@@ -287,8 +287,8 @@ class Timeline(Columns):
         halves = np.frombuffer(ids, ">u8").reshape(-1, 2)[of_episode].astype(np.uint64)
         event_us = self.event_us[1 : self.size] = event_us_of_halves(halves[:, 0])
         # 0 is the chain of those who are alone, 1 that of those without a session_id.
-        numbers: dict[str | None, int] = {None: 1}
-        chain_of = np.array([numbers.setdefault(each, len(numbers) + 1) for each in sessions], np.int32)[of_episode]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys([None, *sessions]), 1)}
+        chain_of = np.array([numbers[each] for each in sessions], np.int32)[of_episode]
         spoken = np.bincount(of_episode, self.speaker[turns] != 0)[of_episode] > 0
         chain_of[(chain_of == 1) & ~spoken] = 0
         order = np.lexsort((halves[:, 1], halves[:, 0], chain_of))

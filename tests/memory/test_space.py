@@ -6,13 +6,14 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qilbee_core import Episode, MemorySettings, SearchSettings, Settings, StorageError, Store, open_store
+from qilbee_core import Episode, MemorySettings, Plan, SearchSettings, Settings, StorageError, Store, open_store
 from qilbee_core.keys import AgentKeys, Space
 from qilbee_core.memory import compaction
 
@@ -33,6 +34,15 @@ def store(tmp_path: Path, engine: str) -> Iterator[Store]:
     pytest.importorskip({"rocksdb": "rocksdict", "leveldb": "plyvel"}[engine])
     with open_here(tmp_path, engine) as opened:
         yield opened
+
+
+class ForgetAll:
+    """A consolidation policy."""
+
+    name = "test.all"
+
+    def plan(self, episodes: Sequence[Episode], *, now: datetime) -> Plan:
+        return Plan(forget=[episode.id for episode in episodes])
 
 
 def open_here(tmp_path: Path, engine: str, **memory: Any) -> Store:
@@ -98,6 +108,18 @@ def test_the_directory_shrinks_after_much_was_deleted(store: Store, tmp_path: Pa
     assert store.verify().problems == []
 
 
+def test_it_does_so_after_a_purge_of_what_had_ended(store: Store, tmp_path: Path) -> None:
+    fill(store, "a")
+    memory = store.agent_memory("a")
+    memory.consolidate(ForgetAll())
+    wait_until(lambda: is_compacted(store) and store._compaction._thread is None)
+    full, told = disk_bytes(tmp_path), figures(store)
+    assert memory.purge(before=datetime.now(UTC) + timedelta(days=1)).episodes == EPISODES
+    wait_until(lambda: is_compacted(store) and figures(store)["compactions"] > told["compactions"])
+    wait_until(lambda: disk_bytes(tmp_path) < full * 0.4)
+    assert store.verify().problems == []
+
+
 def test_it_does_so_after_a_sweep(tmp_path: Path, engine: str) -> None:
     with open_here(tmp_path, engine) as store:
         fill(store, "a")
@@ -111,15 +133,20 @@ def test_it_does_so_after_a_sweep(tmp_path: Path, engine: str) -> None:
         assert store.verify().problems == []
 
 
-def test_many_agents_that_lost_a_little_each_are_compacted_together(store: Store, tmp_path: Path) -> None:
+def test_many_agents_that_lost_a_little_each_are_compacted_together(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleared = threading.Event()  # however long one of them takes, it is not quiet before the last
+    monkeypatch.setattr(compaction.Compaction, "_wait_for_quiet", lambda self: cleared.wait(PATIENCE_S))
     for number in range(30):
         fill(store, f"agent {number}", 100)
     full = disk_bytes(tmp_path)
     for number in range(30):
         store.agent_memory(f"agent {number}").clear()
+    cleared.set()
     wait_until(lambda: is_compacted(store))
     wait_until(lambda: disk_bytes(tmp_path) < full * 0.3)
-    assert figures(store)["agents"] == 30
+    assert (figures(store)["agents"], figures(store)["compactions"]) == (30, 1)
 
 
 def test_a_little_is_left_to_the_engine(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

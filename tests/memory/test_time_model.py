@@ -260,7 +260,9 @@ class TimeMachine(RuleBasedStateMachine):
         operations = self.store._operations(AGENT)
 
         def plan(head: Head, batch: list[Operation]) -> tuple[None, Touched]:
-            value = operations._put_back(head, batch, parse_id(id_))
+            found = operations._find_kept(parse_id(id_))
+            assert found is not None
+            value = operations._put_back(head, batch, found)
             assert value is not None
             return None, {parse_id(id_): value}
 

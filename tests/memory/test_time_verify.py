@@ -52,7 +52,9 @@ def fill(store: Store) -> None:
         return None, {ENDED: None}
 
     def put_back(head: Head, batch: list[Operation]) -> tuple[None, Touched]:
-        return None, {BACK: operations._put_back(head, batch, BACK)}
+        found = operations._find_kept(BACK)
+        assert found is not None
+        return None, {BACK: operations._put_back(head, batch, found)}
 
     operations._commit(ChangeKind.RETIRE, put_back)
     operations._commit(ChangeKind.RETIRE, supersede)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
 import time
 from collections.abc import Sequence
 
+import pytest
+
 from qilbee_core import Episode
+from qilbeedb.server.protocol import _go_on
 
 from .serving import PATIENCE_S, Serving, complete, serving
 
@@ -64,6 +68,39 @@ def test_a_request_that_waits_lets_others_go_first_and_is_answered(served: Servi
             quick.sendall(POST)
             assert statuses(quick, 1) == [201]
             assert statuses(slow, 1) == [200]
+
+
+@pytest.mark.parametrize("end", ["done", "cancelled", "failed"])
+def test_what_has_begun_to_wait_goes_on_in_a_task_which_can_be_cancelled(end: str) -> None:
+    seen: list[str] = []
+
+    async def main() -> None:
+        first: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def work() -> None:
+            try:
+                seen.append(await first)
+            except (asyncio.CancelledError, ValueError) as error:
+                await asyncio.sleep(0)
+                seen.append(type(error).__name__)
+                raise
+            await asyncio.sleep(0.001)
+            seen.append("done")
+
+        running = work()
+        task = asyncio.get_running_loop().create_task(_go_on(running, running.send(None)))
+        await asyncio.sleep(0)
+        if end == "cancelled":
+            task.cancel()
+        elif end == "failed":
+            first.set_exception(ValueError())
+        else:
+            first.set_result("told")
+        (ended,) = await asyncio.gather(task, return_exceptions=True)
+        assert {"done": None, "cancelled": asyncio.CancelledError, "failed": ValueError}[end] in (ended, type(ended))
+
+    asyncio.run(main())
+    assert seen == {"done": ["told", "done"], "cancelled": ["CancelledError"], "failed": ["ValueError"]}[end]
 
 
 def test_a_client_that_goes_away_in_the_middle_harms_nobody(served: Serving) -> None:

@@ -36,6 +36,11 @@ def fill(served: Serving) -> None:
     shop.update_episode(changed, content={"action": "refund", "result": "done"})
     retired = shop.store_episode(Episode.observation("shop", "Closed on Fridays.", event_time=DAY))
     shop.invalidate(retired)
+    twice = served.store.agent_memory("twice")
+    for minutes in (0, 1):
+        at = DAY + timedelta(minutes=minutes)
+        twice.store_episode(Episode.observation("twice", "The lamp is red.", event_time=at))
+    assert twice.consolidate("duplicates").superseded
     content: JSONObject = {
         HOSTILE: HOSTILE,
         "__proto__": {"hacked": HOSTILE},
@@ -223,7 +228,7 @@ def open_page(chromium: Any, open_shop: Serving) -> Iterator[Page]:
 
 def test_who_logs_in_sees_the_agents_with_their_figures_and_leaves_nothing_in_the_browser(page: Page) -> None:
     page.log_in()
-    page.says("Agents", "shop", "26", "3 agents", "22 Mar 2026, 11:00")
+    page.says("Agents", "shop", "26", "4 agents", "22 Mar 2026, 11:00")
     assert page.run("return localStorage.length + sessionStorage.length + document.cookie.length") == 0
     page.open()
     page.says("Log in")
@@ -312,7 +317,7 @@ def test_who_sees_no_agent_is_told_so(page: Page) -> None:
 
 def test_agents_are_found_by_a_part_of_their_name(open_page: Page) -> None:
     open_page.open()
-    open_page.says("3 agents")
+    open_page.says("4 agents")
     open_page.comes("#search").send_keys("SHO")
     open_page.says("1 agent")
     assert open_page.texts("tbody th") == ["shop"]
@@ -455,6 +460,13 @@ def test_an_episode_that_is_retired_or_was_never_there_says_so(open_page: Page, 
     open_page.says("not current any more", "to be retired")
     open_page.go("#/agents/shop/episodes/0e320ddf-b885-8cee-9a20-3d61bce200c4")
     open_page.says("There is no such episode")
+    twice = open_shop.store.agent_memory("twice")
+    (kept,) = twice.get_recent_episodes()
+    (gone,) = (episode for episode in twice.episodes(as_of=kept.transaction_time) if episode.id != kept.id)
+    open_page.go(f"#/agents/twice/episodes/{gone.id}")
+    open_page.says("in favour of this one")
+    open_page.driver.find_element("link text", "this one").click()
+    open_page.says("survives a power cut", kept.id)
     open_page.allowed = ["status of 400"]
     open_page.go("#/agents/shop/episodes/no-id")
     open_page.says("'no-id' is not an episode id", "Try again")
@@ -486,7 +498,7 @@ def test_problems_and_figures_of_the_store_are_shown(
 
 def test_a_server_that_does_not_answer_is_told_and_can_be_tried_again(open_page: Page) -> None:
     open_page.open()
-    open_page.says("3 agents")
+    open_page.says("4 agents")
     conditions = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
     open_page.driver.execute_cdp_cmd("Network.enable", {})
     open_page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", {**conditions, "offline": True})
@@ -568,7 +580,7 @@ def test_it_asks_nobody_but_its_server(open_page: Page) -> None:
 
 def test_everything_is_reached_by_keys_alone(page: Page) -> None:
     page.log_in()
-    page.says("3 agents")
+    page.says("4 agents")
     page.type("/", "shop")
     page.says("1 agent")
     page.type("\ue00c", "j")  # Escape
@@ -591,12 +603,12 @@ def test_everything_is_reached_by_keys_alone(page: Page) -> None:
     page.type("\ue00c")
     wait_until(lambda: page.run("return document.querySelector('dialog') === null"))
     page.type("g")
-    page.says("3 agents")
+    page.says("4 agents")
 
 
 def test_the_first_tab_leads_past_the_head_of_the_page(open_page: Page) -> None:
     open_page.open()
-    open_page.says("3 agents")
+    open_page.says("4 agents")
     open_page.type("\t")
     assert open_page.focused() == "Skip to the content"
     open_page.type("\n", "\t")
@@ -605,7 +617,7 @@ def test_the_first_tab_leads_past_the_head_of_the_page(open_page: Page) -> None:
 
 def test_single_keys_can_be_switched_off(open_page: Page) -> None:
     open_page.open()
-    open_page.says("3 agents")
+    open_page.says("4 agents")
     try:
         open_page.comes("#help").click()
         open_page.comes("#keys-on").click()
@@ -613,7 +625,7 @@ def test_single_keys_can_be_switched_off(open_page: Page) -> None:
         open_page.type("h")
         assert open_page.run("return location.hash") == ""
         open_page.open()
-        open_page.says("3 agents")
+        open_page.says("4 agents")
         open_page.type("h")
         assert open_page.run("return location.hash") == ""
     finally:
@@ -688,7 +700,7 @@ def test_every_view_is_labelled_readable_and_as_wide_as_the_window(page: Page, s
         assert page.run(AUDIT) == []
         page.log_in()
         views: Mapping[str, str] = {
-            "#/": "3 agents",
+            "#/": "4 agents",
             "#/agents/shop": "Most in one day",
             "#/agents/shop?q=order&mode=hybrid": "best first",
             "#/agents/nobody": "There is nothing to count yet.",
@@ -715,7 +727,7 @@ def test_every_view_is_labelled_readable_and_as_wide_as_the_window(page: Page, s
 
 def test_the_audit_sees_what_it_looks_for(open_page: Page) -> None:
     open_page.open()
-    open_page.says("3 agents")
+    open_page.says("4 agents")
     open_page.run(
         """
         const add = (name, text) => document.querySelector("main").appendChild(
@@ -732,7 +744,7 @@ def test_the_audit_sees_what_it_looks_for(open_page: Page) -> None:
 
 def test_what_happens_is_said_to_who_does_not_see_it(open_page: Page) -> None:
     open_page.open()
-    open_page.says("3 agents", where="[role=status].unseen")
+    open_page.says("4 agents", where="[role=status].unseen")
     open_page.search("order", "hybrid")
     open_page.says("results", where="[role=status].unseen")
     assert open_page.run("return document.title") == "shop · QilbeeDB"

@@ -107,9 +107,7 @@ class PostgresBackend(Blocking):
         self, start: bytes = b"", stop: bytes | None = None, limit: int = FIRST_ROWS, *, reverse: bool = False
     ) -> list[Row]:
         """The first pairs of a scan, ``limit`` at most, in one round trip."""
-        return self._ask(
-            lambda connection: self._queries.page(connection, start, stop, None, limit, reverse=reverse)
-        )
+        return self._ask(lambda connection: self._queries.page(connection, start, stop, None, limit, reverse=reverse))
 
     def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False) -> Iterator[Row]:
         """The pairs with ``start <= key < stop`` as they are now, in order of key, or backwards."""

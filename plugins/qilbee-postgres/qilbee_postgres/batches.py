@@ -12,7 +12,7 @@ What makes it right with other writers at work:
 - What is to be deleted is locked first, and deleted in one statement of its own. A statement sees what was committed
   when it began, not when it got its last lock: without that, who deletes a record while another batch, which expects
   it, puts a row beside it would leave the row. *Repeatable read* does not help, for a lock alone is no conflict there.
-- The puts come before the deletes, so that whoever puts the same key has ended before it is seen what there is to delete.
+- The puts come before the deletes, so that whoever puts the same key has ended before it is seen what is to be deleted.
 """
 
 from __future__ import annotations
@@ -139,9 +139,7 @@ class Statements:
             parameters.append(put_inside)
         return gone, parameters
 
-    def _expect(
-        self, connection: Connection, expects: Sequence[Expect], puts: dict[bytes, bytes]
-    ) -> Iterator[None]:
+    def _expect(self, connection: Connection, expects: Sequence[Expect], puts: dict[bytes, bytes]) -> Iterator[None]:
         present = {expect.key: expect.value for expect in expects if expect.value is not None}
         missing = sorted({expect.key for expect in expects if expect.value is None})
         for expect in expects:

@@ -20,7 +20,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 import psycopg
@@ -175,6 +175,7 @@ class Connections:
         self._returned: SimpleQueue[Connection | None] = SimpleQueue()
         """Connections of views that were closed or dropped. A queue that the garbage collector may put into, too."""
         self.closed = False
+        self._pid = os.getpid()
         self._ending = threading.Event()
         self._pool = _Pool(self._connect, settings.connections_max, self._statement_s)
         self._views = _Pool(self._connect, settings.views_max, _VIEW_WAIT_S_MAX)
@@ -207,11 +208,21 @@ class Connections:
         self._returned.put(None)
         for thread in self._threads[1:]:
             thread.join()
+        self._close_returned()
         self._pool.close()
         self._views.close()
         self._ending.set()
         for thread in self._threads:
             thread.join()
+
+    def _close_returned(self) -> None:
+        with suppress(Empty):
+            while True:
+                connection = self._returned.get_nowait()
+                if connection is None:
+                    self._returned.put(None)  # that is for the thread
+                    return
+                connection.close()
 
     def abandon(self) -> None:
         """In a forked child: what the parent goes on using is never touched again, not even to be closed."""
@@ -259,8 +270,10 @@ class Connections:
 
     def give_back(self, connection: Connection) -> None:
         """Take a view's connection back. It is rolled back elsewhere: whoever closes a view waits for nothing."""
-        if not self.closed:
+        if self._pid == os.getpid():
             self._returned.put(connection)
+            if self.closed:
+                self._close_returned()
 
     def drop(self, connection: Connection) -> None:
         """Take a view's connection back and close it."""

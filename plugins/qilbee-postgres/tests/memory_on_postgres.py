@@ -14,7 +14,6 @@ from qilbee_postgres.backend import PostgresBackend
 
 from qilbee_core import BackendOptions, Provider, StorageBackend, hookimpl
 
-
 _URL = f"{shared_url()}/postgres"  # now, for each test takes the variables of QilbeeDB out of the environment
 
 

@@ -10,7 +10,7 @@ from qilbee_core import Episode, open_store
 
 def run(url: str, name: str, agents: list[str], count: int) -> None:
     """Store ``count`` episodes by turns, each one twice, and a tenth under keys that all processes share."""
-    rng = random.Random(name)  # noqa: S311
+    rng = random.Random(name)
     with open_store(url) as store:
         for number in range(count):
             memory = store.agent_memory(agents[number % len(agents)])

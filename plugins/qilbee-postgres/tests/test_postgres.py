@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -117,7 +118,7 @@ class TestOpening:
     def test_settings_are_checked(self, url: str) -> None:
         for wrong in ({"table": "Robert'); drop"}, {"views_max": 0}, {"pool": 3}):
             with pytest.raises(SettingsError, match=next(iter(wrong))):
-                PostgresBackend(options(url, **wrong))  # type: ignore[arg-type]
+                PostgresBackend(options(url, **wrong))
         with pytest.raises(SettingsError, match="give dsn"):
             PostgresBackend(options(""))
 
@@ -206,7 +207,7 @@ class TestOtherWriters:
                 caught.append(None)
 
         with psycopg.connect(url) as other:
-            other.execute(statement)  # type: ignore[call-overload]
+            other.execute(statement)
             thread = threading.Thread(target=write)
             thread.start()
             until(lambda: _lock_waits(url) > 0)
@@ -301,9 +302,7 @@ class TestFailures:
             memory.store_episode(Episode.observation("bot", "after"))
             assert store.verify().problems == []
 
-    def test_a_write_that_a_frozen_server_leaves_open_ends_by_its_deadline_as_unknown(
-        self, own_server: Server
-    ) -> None:
+    def test_a_write_that_a_frozen_server_leaves_open_ends_by_its_deadline_as_unknown(self, own_server: Server) -> None:
         url = own_server.database("memory")
         with closing(PostgresBackend(options(url, statement_timeout_ms=1000))) as backend:
             put(backend, (b"a", b"1"))
@@ -337,7 +336,7 @@ class TestFailures:
                     WriteBatch([Put(b"a", b"2")], [Expect(b"a", b"1")]),
                     WriteBatch([Delete(b"a")], [Expect(b"b", None)]),
                 ):
-                    assert "might not have been replicated" in str(_cancelled(url, lambda b=batch: backend.write(b)))
+                    assert "might not have been replicated" in str(_cancelled(url, partial(backend.write, batch)))
                 with pytest.raises(OutcomeUnknownError, match="did not say"):  # and by its deadline otherwise
                     put(backend, (b"a", b"3"))
             with closing(PostgresBackend(options(url, "async"))) as backend:
@@ -347,9 +346,7 @@ class TestFailures:
         finally:
             server.stop()
 
-    def test_a_connection_lost_during_a_commit_is_unknown_and_the_same_episode_is_stored_once(
-        self, url: str
-    ) -> None:
+    def test_a_connection_lost_during_a_commit_is_unknown_and_the_same_episode_is_stored_once(self, url: str) -> None:
         with open_store(url) as store, psycopg.connect(url, autocommit=True) as other:
             memory = store.agent_memory("bot")
             memory.store_episode(Episode.observation("bot", "first"))
@@ -391,7 +388,7 @@ class TestFailures:
             def counting(self: psycopg.Connection, *given: object, **named: object) -> object:
                 if threading.current_thread() is threading.main_thread():  # search has a thread of its own
                     asked.append(given[0])
-                return execute(self, *given, **named)  # type: ignore[arg-type]
+                return execute(self, *given, **named)  # type: ignore[call-overload]
 
             monkeypatch.setattr(psycopg.Connection, "execute", counting)
             assert len(memory.get_recent_episodes(10)) == 10

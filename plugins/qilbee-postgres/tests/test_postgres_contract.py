@@ -11,7 +11,6 @@ from qilbee_postgres.backend import PostgresBackend
 from qilbee_core import BackendOptions, StorageBackend
 from qilbee_core.testing import PersistentBackendContract
 
-
 pytestmark = needs_postgres
 
 

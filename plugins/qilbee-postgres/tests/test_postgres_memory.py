@@ -30,9 +30,9 @@ def test_the_memory_tests_pass_on_it() -> None:
         "QILBEE_TEST_POSTGRES": shared_url(),
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
+    options = ["-q", "-x", "-p", "memory_on_postgres", "-p", "no:cacheprovider", "-k", "postgres"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "memory_on_postgres", "-p", "no:cacheprovider", "-k", "postgres"]
-        + [str(ROOT / "tests/memory" / name) for name in TESTS],
+        [sys.executable, "-m", "pytest", *options, *(str(ROOT / "tests/memory" / name) for name in TESTS)],
         cwd=ROOT,
         env=variables,
         capture_output=True,

@@ -221,7 +221,9 @@ addEventListener("hashchange", ({ oldURL }) => {
   before = old;
 });
 addEventListener("no-answer", () => tell("no answer"));
-addEventListener("session-ended", () => login("Your session has ended. Log in to go on where you were."));
+addEventListener("session-ended", () => {
+  if (!main.querySelector(".login")) login("Your session has ended. Log in to go on where you were.");
+});
 document.getElementById("help").addEventListener("click", help);
 document.getElementById("skip").addEventListener("click", (event) => {
   event.preventDefault();
