@@ -44,10 +44,10 @@ class StorageSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     data_path: Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")] = "data"
     """Directory of the store; made with mode 0700 if it is missing."""
-    dsn: str | None = None
-    """URL of the database, for an engine that keeps its data in one; data_path means nothing then."""
     backend: str | None = None
     """The engine. None: the one the store was made with, or that of the dsn; rocksdb for a new store."""
+    dsn: str | None = None
+    """URL of the database, for an engine that keeps its data in one; data_path means nothing then."""
     serializer: str = "msgpack"
     """How new records are written; old ones stay readable."""
     enable_wal: bool = True

@@ -232,6 +232,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(text: str, message: str
 WRONG: dict[str, list[object]] = {
     "data_path": ["", 7, b"data", None, "a\0b", ["data"]],
     "backend": [7, True, ["rocksdb"]],
+    "dsn": [7, True, ["postgresql://db"]],
     "serializer": [None, 7],
     "enable_wal": ["true", 1, None],
     "sync_writes": ["false", 0, None],
@@ -260,8 +261,9 @@ def test_a_value_of_a_wrong_type_or_out_of_bounds_is_refused_whichever_way_it_co
         lambda: Settings().with_storage({key: value}),
         lambda: open_store(**{"backend": "ephemeral", key: value}),  # type: ignore[arg-type]
     ]
+    said = rf"^storage\.{key}: " if key == "dsn" else rf"^storage\.{key} is "  # a dsn may hold a password
     for attempt in attempts:
-        with pytest.raises(SettingsError, match=rf"^storage\.{key} is "):
+        with pytest.raises(SettingsError, match=said):
             attempt()
 
 
