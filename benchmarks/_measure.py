@@ -1,8 +1,8 @@
 """Measuring side by side on a machine that others use too: interleaved rounds, medians, ratios.
 
-An *arm* is one of the things compared. In each round every arm sets itself up anew, then the arms take turns at
-short slices of work, so that whatever else the machine does meanwhile meets them all. Absolute times of one run
-say little; ratios within it are what to read.
+An *arm* is one of the things compared. In each round every arm sets itself up anew and does its work, one arm after
+another, so that whatever else the machine does in the course of a run meets them all. Absolute times of one run say
+little; ratios within it are what to read.
 """
 
 from __future__ import annotations
