@@ -54,7 +54,7 @@ def _serve(config: Path | None, data: Path | None, **given: object) -> None:
     settings = (
         ServiceSettings.load(environ=environ) if config is None else ServiceSettings.from_toml(config, environ=environ)
     )
-    serve(settings, ready=lambda url: typer.echo(f"QilbeeDB listens on {url}, its interface is shown at {url}/docs"))
+    serve(settings, ready=lambda url: typer.echo(f"QilbeeDB listens on {url}, for people; for programs see {url}/docs"))
 
 
 def _parameters() -> Iterator[inspect.Parameter]:
