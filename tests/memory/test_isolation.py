@@ -31,7 +31,7 @@ FIELDS_BYTES = {
     Space.PLAN: 8,
 }
 
-ALLOWED = st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/")
+_CHARACTERS = st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/")
 """What an id may be made of, but for ``.`` and ``..`` alone."""
 
 _SEPARATORS = ":|,;.\\ -_~!#%&*?@'\"`$\u00a0\u200b\u200d\u2028\u202e\ufeff\ufffd\uffff\U0010ffff"
@@ -94,9 +94,9 @@ class TestKeys:
 
     @settings(max_examples=100)
     @given(
-        a=st.text(ALLOWED, min_size=1, max_size=8),
-        b=st.text(ALLOWED, min_size=1, max_size=8),
-        joint=st.text(ALLOWED, max_size=3),
+        a=st.text(_CHARACTERS, min_size=1, max_size=8),
+        b=st.text(_CHARACTERS, min_size=1, max_size=8),
+        joint=st.text(_CHARACTERS, max_size=3),
     )
     def test_nor_do_any_two_ids_that_somebody_may_think_of(self, a: str, b: str, joint: str) -> None:
         b = a + joint + b
