@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from threading import Lock
 from typing import TypeVar
 from weakref import WeakSet
 
@@ -68,6 +69,7 @@ class PostgresBackend(Blocking):
         self._sync = f"begin; set local synchronous_commit = on; {count_up}; commit"
         self._unsynced = False
         """Something was written that the server has perhaps not on its disk."""
+        self._syncing = Lock()
         self._views: WeakSet[View] = WeakSet()
         self._server: dict[str, JSON] = {}
         self._connections.open()
@@ -192,14 +194,15 @@ class PostgresBackend(Blocking):
         """Return once every earlier write is on the server's disk, and on the standbys that it waits for."""
         if self._connections.closed:
             raise StoreClosedError("the store is closed")
-        if not self._unsynced:
-            return
-        self._unsynced = False
-        try:
-            self._commit_marker()
-        except BaseException:
-            self._unsynced = True
-            raise
+        with self._syncing:  # who comes second waits for the first, whose commit may be the one it needs
+            if not self._unsynced:
+                return
+            self._unsynced = False
+            try:
+                self._commit_marker()
+            except BaseException:
+                self._unsynced = True
+                raise
 
     def _commit_marker(self) -> None:
         # A log has one order: when this commit is durable, so is all that was committed before, by anybody.

@@ -378,6 +378,36 @@ class TestFailures:
             assert memory.get_statistics().total_episodes == 2
             assert store.verify().problems == []
 
+    def test_whoever_syncs_second_waits_for_the_commit_of_the_first(
+        self, backend: PostgresBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        durable: list[str] = []
+        commits, let_go = threading.Event(), threading.Event()
+        commit_marker = backend._commit_marker
+
+        def held_up() -> None:
+            commits.set()
+            assert let_go.wait(PATIENCE_S)
+            commit_marker()
+            durable.append("the commit")
+
+        def sync_too() -> None:
+            backend.sync()
+            durable.append("who came second")
+
+        put(backend, (b"a", b"1"))
+        monkeypatch.setattr(backend, "_commit_marker", held_up)
+        first = threading.Thread(target=backend.sync)
+        second = threading.Thread(target=sync_too)
+        first.start()
+        assert commits.wait(PATIENCE_S)
+        second.start()
+        second.join(0.2)  # far more than it needs to return where it does not wait
+        let_go.set()
+        first.join(PATIENCE_S)
+        second.join(PATIENCE_S)
+        assert durable == ["the commit", "who came second"]
+
     def test_two_round_trips_give_the_newest_episodes(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with open_store(url) as store:
             memory = store.agent_memory("bot")
