@@ -312,7 +312,13 @@ class Consolidations(Searches):
 
     def undo(self, consolidation_id: str) -> tuple[UndoReceipt, int]:
         """Bring back what a consolidation took away, and take away what it created."""
-        id_bytes = parse_id(consolidation_id)
+        try:
+            id_bytes = parse_id(consolidation_id)
+        except InvalidError:
+            raise InvalidError(
+                f"{shown(consolidation_id)} is not the id of a consolidation",
+                remedy="use the consolidation_id that consolidate() or consolidations() gave",
+            ) from None
         self.end_undo()
         keys = [key for key, row in self._undo_rows(max(0, event_us_of(id_bytes))) if row.consolidation == id_bytes]
         if not keys:

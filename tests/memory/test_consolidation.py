@@ -672,7 +672,7 @@ class TestUndo:
         for unknown in (undo_id(result), note("x").id, ancient):
             with pytest.raises(NotFoundError, match=r"consolidations\(\) lists those that can"):
                 memory.undo(unknown)
-        with pytest.raises(InvalidError):
+        with pytest.raises(InvalidError, match="not the id of a consolidation"):
             memory.undo("yesterday")
 
     def test_nobody_undoes_what_another_agent_did(self, store: Store, memory: AgentMemory) -> None:
