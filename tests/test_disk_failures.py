@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crash.shim import COMPILER, build, environment
 
 from qilbee_core import (
     Episode,
@@ -26,9 +27,6 @@ from qilbee_core import (
     WriteBatch,
     open_store,
 )
-
-sys.path.insert(0, str(Path(__file__).parent))
-from crash.shim import COMPILER, build, environment
 
 OpenHere = Callable[..., Store]
 

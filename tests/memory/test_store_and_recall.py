@@ -7,7 +7,7 @@ import random
 import re
 import struct
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shared.notes import AGENT, NOON, at, ids_of, note, on_disk, texts
 
 import qilbee_core
 from qilbee_core import (
@@ -27,31 +28,10 @@ from qilbee_core import (
 
 OpenHere = Callable[..., Store]
 
-AGENT = "bot"
-NOON = datetime(2024, 2, 29, 12, tzinfo=UTC)
-
-on_disk = pytest.mark.parametrize("engine", ["rocksdb", "leveldb"])
-
 
 @pytest.fixture
 def memory(store: Store) -> AgentMemory:
     return store.agent_memory(AGENT)
-
-
-def note(text: JSON = "tea", **given: Any) -> Episode:
-    return Episode(AGENT, given.pop("episode_type", "note"), {"text": text}, **given)
-
-
-def at(minute: float, text: JSON = "", **given: Any) -> Episode:
-    return note(text or minute, event_time=NOON + timedelta(minutes=minute), **given)
-
-
-def texts(episodes: Iterable[Episode]) -> list[object]:
-    return [episode.content["text"] for episode in episodes]
-
-
-def ids_of(episodes: Iterable[Episode]) -> list[str]:
-    return [episode.id for episode in episodes]
 
 
 def is_exactly(given: object, read: object) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from shared.notes import AGENT, NOON, at, ids_of, note, on_disk, texts
 
 from qilbee_core import (
-    JSON,
     AgentMemory,
     ClearReceipt,
     Episode,
@@ -25,31 +25,10 @@ from qilbee_core.keys import AgentKeys, Space, parse
 
 OpenHere = Callable[..., Store]
 
-AGENT = "bot"
-NOON = datetime(2024, 2, 29, 12, tzinfo=UTC)
-
-on_disk = pytest.mark.parametrize("engine", ["rocksdb", "leveldb"])
-
 
 @pytest.fixture
 def memory(store: Store) -> AgentMemory:
     return store.agent_memory(AGENT)
-
-
-def note(text: JSON = "tea", **given: Any) -> Episode:
-    return Episode(AGENT, given.pop("episode_type", "note"), {"text": text}, **given)
-
-
-def at(minute: float, text: JSON = "", **given: Any) -> Episode:
-    return note(text or minute, event_time=NOON + timedelta(minutes=minute), **given)
-
-
-def texts(episodes: Iterable[Episode]) -> list[object]:
-    return [episode.content["text"] for episode in episodes]
-
-
-def ids_of(episodes: Iterable[Episode]) -> list[str]:
-    return [episode.id for episode in episodes]
 
 
 class TestUpdates:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 from typing import Any
 
 import pytest
+from shared.chat_endpoint import completion, serving, turns_of, written
+from shared.endpoint import Endpoint, reply
 
 import qilbee_core.endpoint
 from qilbee_core import ConsolidationPolicy, Episode, Plan, PluginError, SettingsError, load_plugins
 from qilbee_core.policies.contract import plan_of
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from chat_server import Endpoint, completion, reply, serving, turns_of, written
 
 MONDAY = datetime(2026, 3, 2, 9, tzinfo=UTC)
 NOW = MONDAY + timedelta(days=30)

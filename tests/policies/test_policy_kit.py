@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import atexit
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from pathlib import Path
 from random import random
 
 import pytest
+from shared.chat_endpoint import serving
 
 from qilbee_core import ConsolidationPolicy, Episode, Plan, PluginError, load_plugins
 from qilbee_core.testing import PolicyContract
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from chat_server import serving
 
 MONDAY = datetime(2026, 3, 2, 9, tzinfo=UTC)
 SAID = (

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import base64
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from shared.embedders import Hashes, HashesPlugin, embeddings, plugins_with, serving, vector_of
+from shared.endpoint import Endpoint, reply
 
 import qilbee_core.endpoint
 from qilbee_core import Embedder, PluginError, ProviderNotFoundError, SettingsError, load_plugins
 from qilbee_core.embedders.openai import OpenAISettings
 from qilbee_core.testing import EmbedderContract
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from embedders import Endpoint, Hashes, HashesPlugin, embeddings, plugins_with, reply, serving, vector_of
 
 Behaviour = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shared.embedders import HashesPlugin, plugins_with, vector_of
 
 from qilbee_core import (
     AgentMemory,
@@ -45,10 +46,6 @@ from qilbee_core.keys import AgentKeys, Space
 from qilbee_core.memory import embedding
 from qilbee_core.memory.terms import NO_ID
 from qilbee_core.memory.vectors import VectorCursor, seal_vector, vector_cursor_key
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from embedders import HashesPlugin, plugins_with, vector_of
 
 BOT = AgentKeys("bot")
 WORDS = ("tea", "oak", "ink", "train", "order", "melville", "harbour", "invoice", "violin")
@@ -160,6 +157,15 @@ class TestVectors:
         assert memory.semantic_search("oak 7", 1)[0].score == pytest.approx(1.0, abs=0.01)
         assert memory.hybrid_search("oak 7", 1, explain=True)[0].explanation["meaning"] > 0.3  # type: ignore[index]
         assert store.verify().problems == []
+
+    def test_as_many_are_found_as_are_asked_for(self, open_here: OpenStore) -> None:
+        store = open_here(dimensions=2)
+        memory = store.agent_memory("bot")
+        memory.store_episodes([note(f"oak {number}") for number in range(1000)])
+        wait_for_vectors(store)
+        asked = vector_of("oak 7", 2, "test/hashes")
+        near = [vector_of(f"oak {number}", 2, "test/hashes") @ asked > 0.05 for number in range(1000)]
+        assert len(memory.semantic_search("oak 7", 1000)) >= sum(near) > 450
 
     def test_what_is_similar_goes_by_vectors(self, open_here: OpenStore) -> None:
         store = open_here()

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
+from shared.embedders import serving
+from shared.endpoint import Endpoint, reply
 from typer.testing import CliRunner
 
 from qilbee_core import Episode, Settings, open_store
 from qilbee_core.cli import app
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from embedders import Endpoint, reply, serving
 
 
 def run(*arguments: object) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""A chat endpoint of the standard library that answers as it is told, and misbehaves as it is told."""
+"""An HTTP endpoint of the standard library that answers as it is told, and misbehaves as it is told."""
 
 from __future__ import annotations
 
@@ -9,36 +9,19 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+Request = dict[str, Any]
+
 
 class Endpoint:
-    """Its requests so far, and how it answers each: ``behave(handler, request)``, by default well."""
+    """Its requests so far, and how it answers each: ``behave(handler, request)``, by default with ``answer``."""
 
-    def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
+    def __init__(self, answer: Callable[[Request], bytes]) -> None:
+        self.requests: list[Request] = []
         self.headers: list[dict[str, str]] = []
-        self.behave: Callable[[BaseHTTPRequestHandler, dict[str, Any]], None] = lambda handler, request: reply(
-            handler, completion(written(request))
+        self.behave: Callable[[BaseHTTPRequestHandler, Request], None] = lambda handler, request: reply(
+            handler, answer(request)
         )
         self.url = ""
-
-
-def turns_of(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """The turns that are asked about."""
-    turns: list[dict[str, Any]] = json.loads(request["messages"][-1]["content"])
-    return turns
-
-
-def written(request: dict[str, Any]) -> str:
-    """A good answer: it depends on the question alone."""
-    turns = turns_of(request)
-    facts = [{"fact": f"Said: {turns[0]['text'][:100] or 'nothing'}", "turns": [1]}]
-    return json.dumps({"summary": f"{len(turns)} turns of {turns[0]['speaker']}.", "facts": facts})
-
-
-def completion(text: object, finish_reason: str = "stop") -> bytes:
-    """What a chat endpoint wraps around an answer."""
-    message = {"role": "assistant", "content": text}
-    return json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": finish_reason}]}).encode()
 
 
 def reply(handler: BaseHTTPRequestHandler, body: bytes, status: int = 200, **headers: str) -> None:
@@ -51,9 +34,9 @@ def reply(handler: BaseHTTPRequestHandler, body: bytes, status: int = 200, **hea
 
 
 @contextmanager
-def serving() -> Iterator[Endpoint]:
+def serving_endpoint(answer: Callable[[Request], bytes]) -> Iterator[Endpoint]:
     """An endpoint on a free port of this machine."""
-    endpoint = Endpoint()
+    endpoint = Endpoint(answer)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

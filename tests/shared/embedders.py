@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qilbee_core import Embedder, Plugins, Provider, hookimpl, load_plugins
+from shared.endpoint import Endpoint, serving_endpoint
 
 
 def vector_of(text: str, dimensions: int, name: str = "") -> NDArray[np.float32]:
@@ -73,16 +72,9 @@ def missing(**_: object) -> Embedder:
     return acme_words_that_nobody_has.Embedder()  # type: ignore[no-any-return]
 
 
-class Endpoint:
-    """Its requests so far, and how it answers each: ``behave(handler, request)``, by default well."""
-
-    def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.behave: Callable[[BaseHTTPRequestHandler, dict[str, Any]], None] = lambda handler, request: reply(
-            handler, embeddings(request)
-        )
-        self.url = ""
+def serving() -> AbstractContextManager[Endpoint]:
+    """An endpoint for embeddings on a free port of this machine."""
+    return serving_endpoint(embeddings)
 
 
 def embeddings(request: dict[str, Any], dimensions: int = 16, **changes: object) -> bytes:
@@ -94,41 +86,3 @@ def embeddings(request: dict[str, Any], dimensions: int = 16, **changes: object)
         numbers = base64.b64encode(vector.astype("<f4").tobytes()).decode() if form == "base64" else vector.tolist()
         data.append({"object": "embedding", "index": index, "embedding": numbers})
     return json.dumps({"object": "list", "data": data[::-1], "model": request["model"], **changes}).encode()
-
-
-def reply(handler: BaseHTTPRequestHandler, body: bytes, status: int = 200, **headers: str) -> None:
-    """Send ``body``; underscores in the names of headers are hyphens."""
-    handler.send_response(status)
-    for name, value in {"Content-Length": str(len(body)), **headers}.items():
-        handler.send_header(name.replace("_", "-"), value)
-    handler.end_headers()
-    handler.wfile.write(body)
-
-
-@contextmanager
-def serving() -> Iterator[Endpoint]:
-    """An endpoint on a free port of this machine."""
-    endpoint = Endpoint()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            endpoint.requests.append(request)
-            endpoint.headers.append({**self.headers, "path": self.path})
-            with suppress(BrokenPipeError, ConnectionResetError):  # the other side had enough
-                endpoint.behave(self, request)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    endpoint.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    try:
-        yield endpoint
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
