@@ -55,6 +55,7 @@ SLOW_MS, FROZEN_MS = 2, 200
 CLIENTS = 128
 HEALTH_MS_MAX = 50.0
 EPISODES_SEARCHED = 100_000
+INDEXED_S_MAX = 120
 
 
 def main() -> None:
@@ -218,6 +219,17 @@ def request(method: str, path: str, key: str, body: bytes = b"") -> bytes:
 
 def answer(connection: socket.socket) -> int:
     """Read one answer, and give its status."""
+    return int(read(connection)[9:12])
+
+
+def asked(connection: socket.socket, request: bytes) -> bytes:
+    """Send a request and give its answer."""
+    connection.sendall(request)
+    return read(connection)
+
+
+def read(connection: socket.socket) -> bytes:
+    """One answer, head and body."""
     data = part = connection.recv(65536)
     while b"\r\n\r\n" not in data:
         assert part, "the server has closed the connection"
@@ -229,7 +241,7 @@ def answer(connection: socket.socket) -> int:
         part = connection.recv(65536)
         assert part, "the server has closed the connection"
         body += part
-    return int(head[9:12])
+    return head + b"\r\n\r\n" + body
 
 
 @contextmanager
@@ -296,16 +308,14 @@ def cost(rounds: int, number: int) -> None:
 
 
 def wait_for_index(server: Running) -> None:
-    """Until nothing is pending; asked seldom, on a connection of its own, for to count what is pending costs too."""
+    """Until nothing is pending; asked seldom, on a connection of its own, where what is pending is not counted anew."""
+    deadline_s = time.monotonic() + INDEXED_S_MAX
     with connected(server.port, 1) as (connection,):
-        while True:
+        while b"\nqilbee_search_pending 0\n" not in asked(connection, request("GET", "/metrics", server.key)):
+            assert time.monotonic() < deadline_s, f"the index is not complete within {INDEXED_S_MAX} s"
             time.sleep(0.2)
-            connection.sendall(request("GET", f"/memory/{AGENT}/semantic-search/status", server.key))
-            data = connection.recv(65536)
-            while b'"pendingEpisodes":' not in data:
-                data += connection.recv(65536)
-            if b'"pendingEpisodes":0,' in data:
-                return
+        status = asked(connection, request("GET", f"/memory/{AGENT}/semantic-search/status", server.key))
+        assert b'"pendingEpisodes":0,' in status
 
 
 # --- slow disks

@@ -45,6 +45,7 @@ from qilbee_core.errors import (
     StorageFullError,
     StoreClosedError,
     StoreLockedError,
+    UnfinishedCopyError,
     WriteStallError,
 )
 from qilbee_core.health import Health
@@ -54,6 +55,7 @@ from qilbee_core.interfaces import (
     Codec,
     ConsolidationPolicy,
     Document,
+    DurableWrites,
     Embedder,
     MayOpen,
     Provider,
@@ -81,6 +83,7 @@ from qilbee_core.policies.derived import derived_episode
 if TYPE_CHECKING:
     from qilbee_core.account_rows import AccountRows
     from qilbee_core.aio import AsyncStore, aopen_store
+    from qilbee_core.copying import CopyReport, copy_store
     from qilbee_core.hookspecs import hookimpl
     from qilbee_core.memory.agent import AgentMemory
     from qilbee_core.memory.aio import AsyncAgentMemory, store_anew
@@ -96,6 +99,8 @@ else:
         "AccountRows": "qilbee_core.account_rows",
         "AsyncStore": "qilbee_core.aio",
         "aopen_store": "qilbee_core.aio",
+        "CopyReport": "qilbee_core.copying",
+        "copy_store": "qilbee_core.copying",
         "hookimpl": "qilbee_core.hookspecs",
         "AgentMemory": "qilbee_core.memory.agent",
         "AsyncAgentMemory": "qilbee_core.memory.aio",
@@ -138,6 +143,7 @@ __all__ = [
     "Consolidation",
     "ConsolidationPolicy",
     "ConsolidationResult",
+    "CopyReport",
     "CorruptRecordError",
     "DataError",
     "Delete",
@@ -145,6 +151,7 @@ __all__ = [
     "DirectoryLock",
     "Document",
     "DurabilityStatus",
+    "DurableWrites",
     "Embedder",
     "Episode",
     "Expect",
@@ -201,12 +208,14 @@ __all__ = [
     "SupportsSequence",
     "SupportsStats",
     "UndoReceipt",
+    "UnfinishedCopyError",
     "VerifyReport",
     "WriteBatch",
     "WriteStallError",
     "aopen_store",
     "check_settings",
     "check_storable",
+    "copy_store",
     "derived_episode",
     "encode_agent_id",
     "fsync_directory",

@@ -138,6 +138,7 @@ async def aopen_store(
     plugins: Plugins | None = None,
     recover: Literal["tail"] | None = None,
     read_only: bool = False,
+    create: bool = True,
     **overrides: object,
 ) -> AsyncStore:
     """Open a store for asyncio; see :func:`~qilbee_core.open_store`, which it takes its arguments from.
@@ -152,7 +153,9 @@ async def aopen_store(
     abandoned = threading.Event()
 
     def open_in_thread() -> Store:
-        opened.append(open_store(target, plugins=plugins, recover=recover, read_only=read_only, **overrides))
+        opened.append(
+            open_store(target, plugins=plugins, recover=recover, read_only=read_only, create=create, **overrides)
+        )
         if abandoned.is_set():
             opened[0].close()
         return opened[0]

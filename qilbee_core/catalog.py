@@ -20,7 +20,14 @@ from msgspec import Struct
 from qilbee_core.batch import Expect, Put, WriteBatch
 from qilbee_core.envelope import ENVELOPE_VERSION, frame, unframe
 from qilbee_core.episode import MEMORY_TYPES, MemoryType
-from qilbee_core.errors import ConflictError, CorruptRecordError, FormatVersionError, StorageError
+from qilbee_core.errors import (
+    ConflictError,
+    CorruptRecordError,
+    FormatVersionError,
+    NotFoundError,
+    StorageError,
+    UnfinishedCopyError,
+)
 from qilbee_core.ids import now_us
 from qilbee_core.interfaces import StorageBackend
 from qilbee_core.keys import Space, catalog_key, range_of
@@ -34,8 +41,12 @@ __all__ = [
     "CatalogOrder",
     "Header",
     "Tag",
+    "UnfinishedCopy",
     "Vectors",
     "WantedOrders",
+    "encode_copy",
+    "encode_header",
+    "find_copy",
     "find_store_id",
 ]
 
@@ -49,6 +60,7 @@ SCHEMA_VERSION = 1
 _NUMBER = re.compile("[1-9][0-9]{0,2}|0")
 _FORMAT = "qilbee-store"
 _HEADER = "header"
+_COPY = "copy"
 _WANTED = "orders"
 _VECTORS = "vectors"
 _TAG_MAX = 255
@@ -73,6 +85,21 @@ class Header(Struct, frozen=True, kw_only=True):
     schema: int
     store_id: str
     created_us: int
+
+
+class UnfinishedCopy(Struct, frozen=True, kw_only=True):
+    """How far a store is copied from another one; in place of the header, which comes last.
+
+    ``source`` is the id of that store and ``origin`` where it is, to be shown; ``header`` is what the copy gets.
+    ``rows`` of ``bytes`` are there: all up to the key ``after``, in hexadecimal.
+    """
+
+    source: str
+    origin: str
+    header: Header
+    rows: int = 0
+    bytes: int = 0
+    after: str = ""
 
 
 class Tag(Struct, frozen=True):
@@ -136,8 +163,18 @@ class _Tables(NamedTuple):
 class Catalog:
     """The catalog of one open store, read once and whenever a tag is met that it does not know."""
 
-    def __init__(self, backend: StorageBackend, half_lives_us: Mapping[MemoryType, int | None] | None = None) -> None:
-        """Read it; where there is none, make one, with ``half_lives_us`` instead of the usual ones."""
+    def __init__(
+        self,
+        backend: StorageBackend,
+        half_lives_us: Mapping[MemoryType, int | None] | None = None,
+        *,
+        create: bool = True,
+        header: Header | None = None,
+    ) -> None:
+        """Read it; where there is none, ``create`` one, with ``half_lives_us`` instead of the usual ones.
+
+        ``header`` is that of a copy that is being made, which has none yet.
+        """
         self._backend = backend
         self._lock = threading.Lock()
         self._entries: dict[bytes, bytes] = {}
@@ -145,7 +182,10 @@ class Catalog:
         """The number of the order that each memory type shall be in; where others are in force, see the heads."""
         self.vectors = Vectors()
         """Of which models there are vectors."""
-        self.header = self._read_header() or self._create(half_lives_us or {})
+        header = header or self._read_header()
+        if header is None and not create:
+            raise NotFoundError("there is no store here", remedy="check where it is; open_store() makes one")
+        self.header = header or self._create(half_lives_us or {})
         self._tables = self._read()
 
     @property
@@ -290,12 +330,22 @@ class Catalog:
         key = catalog_key(_HEADER)
         value = self._backend.get(key)
         if value is None:
-            if next(self._backend.scan(), None) is not None:
-                raise FormatVersionError(
-                    "the database holds records but no header: it is not a store of ours, or its header was lost",
-                    remedy="open another directory, or restore a copy",
+            if next(self._backend.scan(), None) is None:
+                return None
+            # Looked for in this order: another process may just be making the store, or finishing a copy.
+            copy = find_copy(self._backend.get)
+            value = self._backend.get(key)
+        if value is None:
+            if copy is not None:
+                raise UnfinishedCopyError(
+                    f"this is no store yet: of a copy of {copy.origin}, {copy.rows:,} rows are here",
+                    remedy="run qilbee copy again, with the same two places, to finish it; or remove what is here "
+                    "(see docs/operations.md)",
                 )
-            return None
+            raise FormatVersionError(
+                "the database holds records but no header: it is not a store of ours, or its header was lost",
+                remedy="open another directory, or restore a copy",
+            )
         header = _decode(key, value, Header)
         if header.readable_by > LAYOUT_VERSION or header.format != _FORMAT:
             raise FormatVersionError(
@@ -321,6 +371,7 @@ class Catalog:
             operations += puts
             expects += missing
         operations.append(Put(*_encode(_WANTED, WantedOrders())))
+        expects.append(Expect(catalog_key(_COPY), None))  # or another process has begun to copy a store to here
         # A conflict: another process created the store meanwhile, and its header counts.
         with suppress(ConflictError):
             patiently(partial(self._backend.write, WriteBatch(operations, expects)))
@@ -356,7 +407,7 @@ class Catalog:
                 self.vectors = _decode(key, value, Vectors)
                 entries[key] = value  # and so does this one
                 continue
-            elif name != _HEADER:
+            elif name not in (_HEADER, _COPY):
                 continue
             entries[key] = self._entries.get(key, value)  # what it was opened with
         self._entries = entries
@@ -365,6 +416,23 @@ class Catalog:
     def entries(self) -> dict[bytes, bytes]:
         """Every entry in use, as it was read: what verify() compares with and repair() puts back."""
         return dict(self._entries)
+
+
+def find_copy(get: Callable[[bytes], bytes | None]) -> UnfinishedCopy | None:
+    """What ``get`` reads of a copy that is not finished; None where there is none."""
+    key = catalog_key(_COPY)
+    value = get(key)
+    return None if value is None else _decode(key, value, UnfinishedCopy)
+
+
+def encode_copy(copy: UnfinishedCopy) -> tuple[bytes, bytes]:
+    """Key and value of the entry that says so."""
+    return _encode(_COPY, copy)
+
+
+def encode_header(header: Header) -> tuple[bytes, bytes]:
+    """Key and value of a header."""
+    return _encode(_HEADER, header)
 
 
 def find_store_id(get: Callable[[bytes], bytes | None]) -> str | None:

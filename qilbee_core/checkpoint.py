@@ -30,8 +30,8 @@ def checkpoint(backend: StorageBackend, directory: Path, target: Path) -> int:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
-            name, _ = claim(directory, None, read_only=True)
-            claim(unfinished, name, read_only=False)
+            name, _ = claim(directory, None, create=False)
+            claim(unfinished, name, create=True)
             backend.checkpoint(unfinished / name)
             unfinished.rename(target)
         except BaseException:

@@ -262,6 +262,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             given[name] = _table(kind, name, table, found)
         return cls(**given)  # type: ignore[arg-type]
 
+    def at(self, place: str | os.PathLike[str] | None) -> Self:
+        """These settings for the store in a directory, or in the database of a URL; None: wherever they say.
+
+        >>> Settings().at("postgresql://db/memory").at("./data").storage.where
+        './data'
+        """
+        if place is None:
+            return self
+        is_url = isinstance(place, str) and "://" in place
+        return self.with_storage({"dsn": place} if is_url else {"data_path": place, "dsn": None})
+
     def with_storage(self, overrides: Mapping[str, object]) -> Self:
         """These settings with some keys of ``[storage]`` changed."""
         if not overrides:

@@ -44,7 +44,7 @@ from qilbee_core.errors import (
     StoreClosedError,
     WriteStallError,
 )
-from qilbee_core.interfaces import StorageBackend, SupportsSequence
+from qilbee_core.interfaces import DurableWrites, SingleProcess, StorageBackend, SupportsReopen, SupportsSequence
 from qilbee_core.watermark import Watermark
 
 __all__ = ["Durability", "DurabilityLevel", "DurabilityStatus"]
@@ -87,6 +87,8 @@ class Durability:
         if isinstance(backend, SupportsSequence):
             self._watermark, self._sequence = watermark, backend.sequence
         self._interval_s = interval_ms / 1000
+        self._writes_are_durable = level == "sync" and isinstance(backend, DurableWrites)
+        self._others_write = level == "sync" and not isinstance(backend, SingleProcess)
         self._lock = threading.Lock()
         self._written = 0
         self._synced = 0
@@ -116,6 +118,9 @@ class Durability:
             if self._unsynced_since_s is None:
                 self._unsynced_since_s = time.monotonic()
             return 0
+        return 0 if self._writes_are_durable else self._ticket()
+
+    def _ticket(self) -> int:
         with self._lock:
             if self._unsynced_since_s is None:
                 self._unsynced_since_s = time.monotonic()
@@ -124,8 +129,11 @@ class Durability:
 
     @property
     def last_ticket(self) -> int:
-        """The ticket of the latest write: what an answer that rests on earlier writes waits for."""
-        return self._written
+        """What an answer that rests on earlier writes waits for: the latest of them, which may be another process's.
+
+        Who was told that the end of his write is unknown finds it there, perhaps, and durable nowhere yet.
+        """
+        return self._ticket() if self._others_write else self._written
 
     def abandon(self) -> None:
         """In a forked child: nothing of the parent's may be synced here, and its threads hold no lock for us."""
@@ -171,6 +179,9 @@ class Durability:
             and not isinstance(error, StoreClosedError | WriteStallError)
             and self.failure is None
         ):
+            if isinstance(error, OutcomeUnknownError) and isinstance(self._backend, SupportsReopen):
+                self._fail(error)  # to try may take as long again as this has taken; the supervisor does it
+                return
             try:
                 self._backend.write(WriteBatch([]))
             except (StorageError, DataError):
@@ -204,7 +215,7 @@ class Durability:
 
     def wait_for_earlier(self) -> None:
         """Return once the level's promise holds for every write so far: before an error that rests on one."""
-        self.wait(self._written)
+        self.wait(self.last_ticket)
 
     def wait(self, ticket: int) -> None:
         """Return once the level's promise holds for ``ticket``."""
@@ -233,7 +244,7 @@ class Durability:
         if self.failure is not None:
             self.refuse()
         if self.level == "sync":
-            self._wait_synced(self._written)
+            self._wait_synced(self.last_ticket)
             return
         try:
             self._sync()
@@ -257,7 +268,9 @@ class Durability:
         if self._thread is not None:
             self._thread.join()
         try:
-            if self.failure is None:
+            if self.failure is None and self.level == "sync":
+                self._wait_synced(self._written)  # what others wrote is theirs
+            elif self.failure is None:
                 self.flush()
         finally:
             if self._watermark is not None:

@@ -53,7 +53,7 @@ class Episode:
     'factual'
     """
 
-    # Two are set on versions that have ended, and on no others: an episode is made on the path of every store.
+    # One is set on versions that have ended, and on no others: an episode is made on the path of every store.
     __slots__ = (
         "_ended_us",
         "_expires_us",
@@ -70,7 +70,6 @@ class Episode:
         "metadata",
         "relevance",
     )
-    _ended_us: int
     _superseded_by: str
 
     def __init__(
@@ -96,6 +95,7 @@ class Episode:
         self._transaction_us: int | None = None
         self._expires_us = 0
         self._pinned = False
+        self._ended_us = 0
         if expires_at is not None or ttl is not None:
             self.expires_at = expires_at if ttl is None else _moment_after(ttl, expires_at)
         self._id_fixed = id is not None
@@ -290,14 +290,12 @@ class Episode:
     @property
     def ended_at(self) -> datetime | None:
         """When this version was replaced by another, or retired, in UTC; None where it is current."""
-        ended_us: int = getattr(self, "_ended_us", 0)
-        return datetime_of_us(ended_us) if ended_us else None
+        return datetime_of_us(self._ended_us) if self._ended_us else None
 
     @property
     def superseded_by(self) -> str | None:
         """The id of the episode that took the place of this one when it was retired; None where none did."""
-        superseded_by: str = getattr(self, "_superseded_by", "")
-        return superseded_by or None
+        return (self._superseded_by or None) if self._ended_us else None
 
     def __eq__(self, other: object) -> bool:
         """Equal where id, agent and everything the caller gave are equal; times of reading do not count."""

@@ -20,7 +20,8 @@
     ├── DataError                the bytes are not what was written
     │   ├── CorruptRecordError       restore, or verify() and repair()
     │   ├── FormatVersionError       use the release that the message names
-    │   └── LostWritesError          recover by name
+    │   ├── LostWritesError          recover by name
+    │   └── UnfinishedCopyError      finish the copy, or remove it
     └── PluginError              mend or disable the plugin that is named
 
 The text of an error says what happened and ends with the remedy.
@@ -50,6 +51,7 @@ __all__ = [
     "StorageFullError",
     "StoreClosedError",
     "StoreLockedError",
+    "UnfinishedCopyError",
     "WriteStallError",
 ]
 
@@ -197,6 +199,12 @@ class LostWritesError(DataError):
     """Writes that were durable are missing."""
 
     default_remedy = "restore a copy, or recover by name as docs/durability.md says"
+
+
+class UnfinishedCopyError(DataError):
+    """What is there is only a part of a store: a copy that was interrupted, or is being made."""
+
+    default_remedy = "finish it by the same qilbee copy, or remove it"
 
 
 class PluginError(QilbeeError):

@@ -128,7 +128,7 @@ class SupportsStats(Protocol):
     def stats(self) -> Mapping[str, JSON]:
         """Figures of the engine, by name, units last.
 
-        ``writes_stopped`` says that no write gets through, for compaction has to catch up.
+        ``writes_stopped`` says that no write gets through: True for compaction has to catch up, or else why, in words.
         """
 
 
@@ -205,6 +205,15 @@ class Blocking:
     """Mark of an engine whose calls may wait on a network or a lock, to inherit from.
 
     The asyncio face runs it in a bounded pool.
+    """
+
+    __slots__ = ()
+
+
+class DurableWrites:
+    """Mark of an engine whose ``write`` at the level ``sync`` returns when the batch is durable, to inherit from.
+
+    Its ``sync`` is called there before an answer that rests on what others wrote, and must make that durable too.
     """
 
     __slots__ = ()
@@ -295,8 +304,11 @@ class BackendOptions(Struct, frozen=True, kw_only=True):
     disk, minds no other opener, and its ``write`` raises ReadOnlyError.
 
     ``dsn`` says where the database of an engine without files is; it may hold a password. ``durability`` is the level
-    in force: an engine whose commits can wait for the disk by themselves does so at ``sync``, and its ``sync`` has
-    nothing to do then.
+    in force: an engine whose commits can wait for the disk by themselves does so at ``sync``
+    (:class:`DurableWrites`).
+
+    ``create`` False asks for NotFoundError, and nothing made, where the database of ``dsn`` holds no store yet. In
+    directories the store looks itself.
     """
 
     path: Path
@@ -308,6 +320,7 @@ class BackendOptions(Struct, frozen=True, kw_only=True):
     engine: Mapping[str, JSON] = {}
     may_open: MayOpen | None = None
     read_only: bool = False
+    create: bool = True
 
 
 class Provider(Struct, Generic[T_co], frozen=True):

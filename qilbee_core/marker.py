@@ -44,15 +44,15 @@ class _Marker(Struct, frozen=True):
     backend: str
 
 
-def claim(directory: Path, wanted: str | None, *, read_only: bool) -> tuple[str, bool]:
-    """Make sure that ``directory`` is a store of ours, or make it one; gives its engine, and whether it is new.
+def claim(directory: Path, wanted: str | None, *, create: bool) -> tuple[str, bool]:
+    """Make sure that ``directory`` is a store of ours, or ``create`` one; gives its engine, and whether it is new.
 
     The marker comes first: a directory that has it, and nothing else yet, is a store about to be made.
     """
     marker_path = directory / MARKER_NAME
     is_new = not marker_path.exists()
-    if is_new and read_only:
-        raise NotFoundError(f"there is no store in {directory}", remedy="check the path; without read_only it is made")
+    if is_new and not create:
+        raise NotFoundError(f"there is no store in {directory}", remedy="check the path; open_store() makes one")
     if is_new:
         missing = [each for each in (directory, *directory.parents) if not each.exists()]
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -65,12 +65,20 @@ class Records:
             raise InvalidError(
                 f"the record takes {raw_bytes} bytes, the most is {RECORD_BYTES_MAX}", remedy="store it in parts"
             )
+        return self._seal(key, body, self._serializer_tag)
+
+    def _seal(self, key: bytes, body: bytes, serializer_tag: int) -> bytes:
+        raw_bytes = len(body)
         if self._codec is not None:
             encoded = self._codec.encode(body)
             if len(encoded) < raw_bytes:
-                envelope = Envelope(self._codec_tag, self._dictionary_id, self._serializer_tag, raw_bytes, encoded)
-                return seal(key, envelope)
-        return seal(key, Envelope(_NO_CODEC, 0, self._serializer_tag, raw_bytes, body))
+                return seal(key, Envelope(self._codec_tag, self._dictionary_id, serializer_tag, raw_bytes, encoded))
+        return seal(key, Envelope(_NO_CODEC, 0, serializer_tag, raw_bytes, body))
+
+    def reseal(self, key: bytes, value: bytes) -> bytes:
+        """What was sealed under ``key``, by whichever codec, as it is sealed here; errors as of :meth:`open`."""
+        serializer_tag, body = self.body(key, value)
+        return self._seal(key, body, serializer_tag)
 
     def open(self, key: bytes, value: bytes) -> Document:
         """The document sealed under ``key``.
@@ -78,14 +86,19 @@ class Records:
         CorruptRecordError where the bytes are not what was written, ProviderNotFoundError where the
         codec or serializer that wrote them is not installed.
         """
+        serializer_tag, body = self.body(key, value)
+        serializer = self._serializers.get(serializer_tag) or self._find_serializer(serializer_tag)
+        return serializer.loads(body)
+
+    def body(self, key: bytes, value: bytes) -> tuple[int, bytes]:
+        """The tag of the serializer of what was sealed under ``key``, and what it made; errors as of :meth:`open`."""
         codec_tag, dictionary_id, serializer_tag, raw_bytes, body = unseal(key, value)
         if codec_tag != _NO_CODEC:
             codec = self._codecs.get((codec_tag, dictionary_id)) or self._find_codec(codec_tag, dictionary_id)
             body = codec.decode(body, raw_bytes)
         if len(body) != raw_bytes:
             raise CorruptRecordError(f"record {key.hex()} has {len(body)} bytes, its envelope says {raw_bytes}")
-        serializer = self._serializers.get(serializer_tag) or self._find_serializer(serializer_tag)
-        return serializer.loads(body)
+        return serializer_tag, body
 
     def _find_codec(self, tag: int, dictionary_id: int) -> Codec:
         known = self._catalog.codec(tag)

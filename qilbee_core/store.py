@@ -16,35 +16,28 @@ from typing import Any, Literal, Self
 from msgspec.structs import asdict
 
 from qilbee_core.account_rows import AccountRows
-from qilbee_core.catalog import Catalog, CatalogModel, find_store_id
+from qilbee_core.catalog import Catalog, CatalogModel
 from qilbee_core.checkpoint import checkpoint
 from qilbee_core.config import Settings
 from qilbee_core.durability import Durability, DurabilityStatus
 from qilbee_core.episode import JSON
 from qilbee_core.errors import (
     InvalidError,
-    ProviderNotFoundError,
     QilbeeError,
     ReadOnlyError,
-    SettingsError,
     StoreClosedError,
     WriteStallError,
 )
 from qilbee_core.health import DiskSpace, Health
 from qilbee_core.interfaces import (
-    BackendOptions,
     Blocking,
     Embedder,
-    MayOpen,
     StorageBackend,
     SupportsCompaction,
-    SupportsNativeCompression,
     SupportsSequence,
     SupportsStats,
 )
 from qilbee_core.keys import Space, parse, range_of
-from qilbee_core.limits import check_flag
-from qilbee_core.marker import claim, directory_error, unclaim
 from qilbee_core.memory.agent import AgentMemory
 from qilbee_core.memory.aio import AsyncAgentMemory
 from qilbee_core.memory.commit import Context
@@ -58,12 +51,12 @@ from qilbee_core.memory.repair import RepairReport, repair
 from qilbee_core.memory.schedule import Schedule
 from qilbee_core.memory.sweeper import Sweeper
 from qilbee_core.memory.verify import VerifyReport, verify
+from qilbee_core.opening import may_open, open_backend, settings_of, value_codec
 from qilbee_core.plugins import Plugins, load_plugins
 from qilbee_core.records import Records
 from qilbee_core.recovery import RecoveryReport, recover_tail
-from qilbee_core.search.analysis import analyser
 from qilbee_core.supervisor import Supervisor
-from qilbee_core.watermark import WATERMARK_NAME, Watermark
+from qilbee_core.watermark import Watermark
 
 __all__ = ["Store", "open_store"]
 
@@ -84,6 +77,7 @@ class Store:
         *,
         embedder: Embedder | None = None,
         read_only: bool = False,
+        create: bool = True,
     ) -> None:
         """Wire a store on an opened ``backend``, which is closed with it; for :func:`open_store`."""
         self.settings = settings
@@ -91,8 +85,8 @@ class Store:
         found = backend.sequence() if isinstance(backend, SupportsSequence) else None
         self._backend = backend
         storage = settings.storage
-        catalog = Catalog(backend, settings.memory.half_lives_us)
-        codec_name, serializer_name = _value_codec(backend, settings), storage.serializer
+        catalog = Catalog(backend, settings.memory.half_lives_us, create=create)
+        codec_name, serializer_name = value_codec(backend, settings), storage.serializer
         if read_only:  # the first names of the store: others would be written into its catalog
             codec_name, serializer_name = "none", catalog.serializer(1).name
         records = Records(catalog, plugins, codec_name=codec_name, serializer_name=serializer_name)
@@ -266,12 +260,13 @@ class Store:
             return  # the rest follows from that
         if isinstance(self._backend, SupportsStats):
             try:
-                is_stopped = self._backend.stats().get("writes_stopped")
+                stopped = self._backend.stats().get("writes_stopped")
             except QilbeeError as error:
                 yield str(error)
                 return
-            if is_stopped:
-                yield str(WriteStallError("no write gets through, for compaction has to catch up"))
+            if stopped:
+                reason = stopped if isinstance(stopped, str) else "compaction has to catch up"
+                yield str(WriteStallError(f"no write gets through: {reason}"))
         late_ms = status.unsynced_age_ms - _SYNC_MS_MAX
         if status.level == "interval":
             late_ms -= self.settings.storage.wal_sync_interval_ms
@@ -288,7 +283,7 @@ class Store:
         def reopen_and_check() -> None:
             reopen()
             if watermark is not None and isinstance(self._backend, SupportsSequence):
-                _may_open(watermark)(self._backend.sequence(), self._backend.get, damaged=False)
+                may_open(watermark)(self._backend.sequence(), self._backend.get, damaged=False)
 
         self._context.reload(reopen_and_check)
 
@@ -379,6 +374,7 @@ def open_store(
     plugins: Plugins | None = None,
     recover: Literal["tail"] | None = None,
     read_only: bool = False,
+    create: bool = True,
     **overrides: object,
 ) -> Store:
     """Open the store in a directory, or as settings say; make it where there is none.
@@ -395,6 +391,8 @@ def open_store(
     ``read_only=True`` shows a store as it is at this moment, also while another process has it open, and changes
     nothing: no lock, no file, and every write raises ReadOnlyError. What is written later is not seen. RocksDB can.
 
+    ``create=False`` raises NotFoundError where there is no store, and makes none.
+
     Raises SettingsError for settings that do not hold together, ProviderNotFoundError for an engine or
     codec that is not installed, FormatVersionError for a directory that is not a store of ours or is of
     a newer layout, StoreLockedError where another opener holds it, LostWritesError where writes are missing that
@@ -404,24 +402,16 @@ def open_store(
     ...     store.agents()
     []
     """
-    if isinstance(target, Settings):
-        settings = target
-    else:
-        settings = Settings.load()
-        if isinstance(target, str) and "://" in target:
-            overrides["dsn"] = target
-        elif target is not None:
-            overrides.update(data_path=target, dsn=None)
-    settings = settings.with_storage(overrides)
+    settings = settings_of(target, overrides)
     if plugins is None:
         plugins = load_plugins(disabled=settings.plugins.disabled)
     if settings.memory.consolidation_interval_hours is not None:
         plugins.policies.find(settings.memory.consolidation_policy)
     embedder = None if settings.search.indexing == "off" else _embedder(plugins, settings, settings.search.embedder)
     started_s = time.monotonic()
-    backend, watermark = _open_backend(settings, plugins, recover, read_only)
+    backend, watermark = open_backend(settings, plugins, recover=recover, read_only=read_only, create=create)
     try:
-        store = Store(backend, settings, plugins, watermark, embedder=embedder, read_only=read_only)
+        store = Store(backend, settings, plugins, watermark, embedder=embedder, read_only=read_only, create=create)
     except BaseException:
         backend.close()
         raise
@@ -444,110 +434,3 @@ def _embedder(
         return None
     given: dict[str, Any] = {**settings.search.embedders.get(name, {}), **options}
     return plugins.embedders.create(name, **given)
-
-
-def _open_backend(
-    settings: Settings, plugins: Plugins, recover: str | None, read_only: bool
-) -> tuple[StorageBackend, Watermark | None]:
-    """The engine, and the watermark of one that keeps files and may change them."""
-    if recover not in (None, "tail"):
-        raise InvalidError(f"recover is {recover!r}", remedy='give "tail", or leave it out')
-    check_flag(read_only, "read_only")
-    if recover is not None and read_only:
-        raise InvalidError("to recover a store is to change it", remedy="leave read_only out")
-    storage = settings.storage
-    directory = Path(storage.data_path)
-    name, codec = storage.backend, storage.codec
-    if name is None and storage.dsn is not None:
-        name = _backend_of(storage.dsn, plugins)
-    if storage.dsn is not None and name is not None and plugins.backends.find(name).directory:
-        raise SettingsError(
-            f"the {name} backend keeps files and has no use for a dsn", remedy="leave out dsn, or backend"
-        )
-    plugins.codecs.find(codec)
-    plugins.serializers.find(storage.serializer)
-    analyser(settings.search.language)
-    is_new = False
-    watermark: Watermark | None = None
-    try:
-        if name is None or plugins.backends.find(name).directory:
-            name, is_new = claim(directory, name, read_only=read_only)
-            watermark = Watermark(directory / name / WATERMARK_NAME, accept_loss=recover is not None)
-        elif recover is not None:
-            raise InvalidError(f"the {name} backend keeps no files to recover", remedy="leave recover out")
-        if read_only and not plugins.backends.find(name).read_only:
-            raise InvalidError(
-                f"the {name} backend cannot be opened with read_only=True",
-                remedy="open it without when no other process has it, or close it there, copy it, and open the copy",
-            )
-        options = BackendOptions(
-            path=directory / name,
-            dsn=storage.dsn or "",
-            durability=storage.level,
-            wal=storage.level != "none",
-            compression="none" if storage.compression_scope == "value" else codec,
-            cache_bytes=storage.cache_bytes,
-            engine=storage.engine,
-            may_open=None if watermark is None else _may_open(watermark),
-            read_only=read_only,
-        )
-        started_s = time.monotonic()
-        backend = plugins.backends.create(name, options)
-    except ProviderNotFoundError:
-        # Its package is missing. A marker that names it would keep every other engine out.
-        if is_new:
-            unclaim(directory)
-        raise
-    except (OSError, UnicodeError) as error:
-        raise directory_error(directory, error) from error
-    if watermark is not None and isinstance(backend, SupportsSequence):
-        try:
-            sequence = backend.sequence()
-            _may_open(watermark)(sequence, backend.get, damaged=False)  # for an engine that did not ask
-        except BaseException:
-            backend.close()
-            raise
-        if watermark.expected is not None and sequence > watermark.expected and not read_only:
-            log.info(
-                "%s was not closed: %d operations behind the last one known to be durable were found, in %.0f ms",
-                directory,
-                sequence - watermark.expected,
-                (time.monotonic() - started_s) * 1000,
-            )
-    return backend, None if read_only else watermark
-
-
-def _backend_of(dsn: str, plugins: Plugins) -> str:
-    """The engine that takes such a URL."""
-    scheme = dsn.partition("://")[0]
-    for name, provider in plugins.backends.providers.items():
-        if scheme in provider.schemes:
-            return name
-    raise ProviderNotFoundError(
-        f"no engine that is installed opens {scheme}:// URLs",
-        remedy="pip install qilbee-postgres" if scheme in ("postgresql", "postgres") else "check the URL",
-    )
-
-
-def _may_open(watermark: Watermark) -> MayOpen:
-    def may_open(sequence: int, get: Callable[[bytes], bytes | None], *, damaged: bool) -> bool:
-        return watermark.allows(sequence, partial(find_store_id, get), damaged=damaged)
-
-    return may_open
-
-
-def _value_codec(backend: StorageBackend, settings: Settings) -> str:
-    """The codec for values: none where the engine compresses its blocks with what is asked for."""
-    storage = settings.storage
-    native = backend.native_codecs if isinstance(backend, SupportsNativeCompression) else frozenset()
-    if storage.compression_scope == "value" or storage.codec == "none":
-        return storage.codec
-    if storage.codec in native:
-        return "none"
-    if storage.compression_scope == "block":
-        raise SettingsError(
-            f"the {backend.name} backend has no block compression {storage.codec!r}, it has "
-            f"{', '.join(sorted(native)) or 'none'}",
-            remedy='use compression_scope = "auto" or "value"',
-        )
-    return storage.codec

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _WAIT_S_MIN = 0.1
 _WAIT_S_MAX_FULL = 1.0
-_WAIT_S_MAX = 10.0
+_WAIT_S_MAX = 2.0
 
 
 class Supervisor:

@@ -1,4 +1,4 @@
-"""What is asked of a server besides memories, as calls: sessions, users, keys, the audit log, limits, health."""
+"""What is asked of a server besides memories, as calls: sessions, users, keys, audit log, limits, health, snapshots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import quote
 from qilbeedb import account_wire as wire
 from qilbeedb.calls import answered, body_of
 from qilbeedb.exchange import Call, Effect, Reply, Tokens
-from qilbeedb.wire import Answer, HealthAnswer, Request
+from qilbeedb.wire import Answer, HealthAnswer, Nothing, Request, SnapshotAnswer
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
@@ -202,6 +202,14 @@ def update_policy(policy_id: str, body: wire.PolicyChangesBody) -> Call[wire.Pol
 def delete_policy(policy_id: str) -> Call[bool]:
     """Remove a rate limit."""
     return _delete(f"{_V1}/rate-limits/{_quoted(policy_id)}")
+
+
+# The store
+
+
+def take_snapshot() -> Call[SnapshotAnswer]:
+    """Copy the store."""
+    return _post("/admin/snapshot", Nothing(), answered(SnapshotAnswer, _itself), Effect.EACH)
 
 
 def _get(path: str, read: Callable[[Reply], T], query: Mapping[str, str | int] | None = None) -> Call[T]:

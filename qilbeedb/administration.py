@@ -1,6 +1,6 @@
-"""Users, keys, the audit log and limits of a server: the verbs of administrators, for programs that block and asyncio.
+"""Users, keys, the audit log, limits and snapshots of a server: the verbs of administrators, blocking and for asyncio.
 
-They ask the server each time and keep nothing. An embedded database has no accounts and answers InvalidError.
+They ask the server each time and keep nothing. An embedded database has none of it and answers InvalidError.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from qilbeedb.account_wire import (
     UserInfo,
 )
 from qilbeedb.exchange import Call
+from qilbeedb.wire import SnapshotAnswer
 
 __all__ = ["Administration", "AsyncAdministration"]
 
@@ -220,6 +221,16 @@ class Administration:
         """Remove a rate limit; False where there is none."""
         return self._run(account_calls.delete_policy(policy_id))
 
+    # The store
+
+    def take_snapshot(self) -> SnapshotAnswer:
+        """Copy the store of a server while it is open, to where its settings say; gives the path there, and its bytes.
+
+        It may take longer than other calls: give a ``timeout`` that it fits in, or OutcomeUnknownError is raised while
+        the server still copies. NotFoundError where ``server.snapshot_directory`` is not set.
+        """
+        return self._run(account_calls.take_snapshot())
+
 
 class AsyncAdministration:
     """The same for :class:`~qilbeedb.AsyncQilbeeDB`, awaited."""
@@ -403,3 +414,13 @@ class AsyncAdministration:
     async def delete_rate_limit_policy(self, policy_id: str) -> bool:
         """Remove a rate limit; False where there is none."""
         return await self._run(account_calls.delete_policy(policy_id))
+
+    # The store
+
+    async def take_snapshot(self) -> SnapshotAnswer:
+        """Copy the store of a server while it is open, to where its settings say; gives the path there, and its bytes.
+
+        It may take longer than other calls: give a ``timeout`` that it fits in, or OutcomeUnknownError is raised while
+        the server still copies. NotFoundError where ``server.snapshot_directory`` is not set.
+        """
+        return await self._run(account_calls.take_snapshot())

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from http import HTTPStatus
 from itertools import islice
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypedDict, TypeVar
 from urllib.parse import quote
 
 import msgspec
 from msgspec import UNSET, Struct
-from msgspec.structs import asdict, fields
+from msgspec.structs import asdict, fields, replace
 
 from qilbee_core import (
     ClearReceipt,
@@ -36,17 +36,38 @@ from qilbee_core import (
 from qilbeedb import wire
 from qilbeedb.exchange import Call, Effect, Reply
 
-__all__ = ["Imported", "MemoryCalls", "Page", "Pages", "answered", "body_of"]
+__all__ = ["Filters", "Imported", "MemoryCalls", "Page", "Pages", "answered", "body_of", "filters"]
 
 T = TypeVar("T")
 A = TypeVar("A", bound=wire.Answer)
 
 _BATCH_EPISODES_MAX = 1000
-_LIMIT_MAX = 1000
 _BATCH_BYTES_MAX = 1 << 20  # half of what a server takes as one body
 _PAGE_EPISODES = 256
 _ID = re.compile(r"[0-9a-f-]{36}")
 _ABSENT = frozenset({int(HTTPStatus.NOT_FOUND)})
+_NOTHING = wire.Nothing()
+
+
+class Filters(TypedDict):
+    """Which episodes an answer may have, as the forms of :mod:`qilbeedb.wire` have it."""
+
+    episode_type: str | None
+    memory_type: MemoryType | None
+    start: wire.Moment | None
+    end: wire.Moment | None
+
+
+def filters(
+    episode_type: str | None, memory_type: MemoryType | None, start: datetime | None, end: datetime | None
+) -> Filters:
+    """The filters that a caller gives."""
+    return {
+        "episode_type": episode_type,
+        "memory_type": memory_type,
+        "start": _seconds(start, "start"),
+        "end": _seconds(end, "end"),
+    }
 
 
 class Page(Struct, frozen=True, kw_only=True):
@@ -57,11 +78,11 @@ class Page(Struct, frozen=True, kw_only=True):
 
 
 class Pages:
-    """Turns pages: ``call`` asks for the next one; it is None behind the last."""
+    """Turns pages: ``call`` asks for the next one, the first of them behind ``after``; it is None behind the last."""
 
-    def __init__(self, ask: Callable[[str | None], Call[Page]]) -> None:
+    def __init__(self, ask: Callable[[str | None], Call[Page]], after: str | None) -> None:
         self._ask = ask
-        self.call: Call[Page] | None = ask(None)
+        self.call: Call[Page] | None = ask(after)
 
     def turn(self, page: Page) -> list[Episode]:
         """What is on a page that came; from now on ``call`` asks for the one after it."""
@@ -139,7 +160,7 @@ class MemoryCalls:
 
     def get(self, id: str, as_of: datetime | None) -> Call[Episode | None]:
         """One episode by its id."""
-        query = _query(asOf=_seconds(as_of, "as_of"))
+        query = wire.AsOfQuery(as_of=_seconds(as_of, "as_of"))
         return self._get(f"/episodes/{_checked(id)}", _unless_absent(_episode_in, None), query, _ABSENT)
 
     def get_many(self, ids: Sequence[str], as_of: datetime | None) -> Call[list[Episode | None]]:
@@ -153,96 +174,50 @@ class MemoryCalls:
             ),
         )
 
-    def recent(
-        self,
-        limit: int,
-        before: str | None,
-        episode_type: str | None,
-        memory_type: MemoryType | None,
-        as_of: datetime | None,
-    ) -> Call[list[Episode]]:
+    def recent(self, limit: int, before: str | None, where: Filters, as_of: datetime | None) -> Call[list[Episode]]:
         """The newest ones."""
-        query = _query(
-            limit=_checked_limit(limit),
-            before=before,
-            type=episode_type,
-            memoryType=memory_type,
-            asOf=_seconds(as_of, "as_of"),
-        )
+        query = wire.RecentQuery(limit=limit, before=before, as_of=_seconds(as_of, "as_of"), **where)
         return self._get("/episodes/recent", _episodes_in, query)
 
-    def recall(
-        self, limit: int, min_relevance: float | None, memory_type: MemoryType | None, episode_type: str | None
-    ) -> Call[list[Episode]]:
+    def recall(self, limit: int, min_relevance: float | None, where: Filters) -> Call[list[Episode]]:
         """The most relevant ones."""
-        return self._post(
-            "/recall",
-            wire.RecallBody(
-                limit=limit, min_relevance=min_relevance, episode_type=episode_type, memory_type=memory_type
-            ),
-            _episodes_in,
-        )
+        return self._post("/recall", wire.RecallBody(limit=limit, min_relevance=min_relevance, **where), _episodes_in)
 
-    def between(self, start: datetime | None, end: datetime | None, as_of: datetime | None, *, reverse: bool) -> Pages:
+    def between(self, where: Filters, after: str | None, as_of: datetime | None, *, reverse: bool) -> Pages:
         """Those of a time range."""
-        query = _query(
-            start=_seconds(start, "start"),
-            end=_seconds(end, "end"),
-            asOf=_seconds(as_of, "as_of"),
-            limit=_PAGE_EPISODES,
-        )
-        if _flag(reverse, "reverse"):
-            query["reverse"] = "true"
+        at = _seconds(as_of, "as_of")
+        query = wire.EpisodesQuery(limit=_PAGE_EPISODES, reverse=reverse, as_of=at, **where)
         read = answered(
             wire.EpisodesAnswer, lambda answer: Page(episodes=_present(answer.episodes), cursor=answer.next_cursor)
         )
-        return Pages(
-            lambda cursor: self._get("/episodes", read, query if cursor is None else {**query, "cursor": cursor})
-        )
+        return Pages(lambda cursor: self._get("/episodes", read, replace(query, cursor=cursor)), after)
 
-    def search(
-        self,
-        query: str,
-        limit: int,
-        episode_type: str | None,
-        memory_type: MemoryType | None,
-        start: datetime | None,
-        end: datetime | None,
-        as_of: datetime | None,
-    ) -> Call[list[Episode]]:
+    def search(self, query: str, limit: int, where: Filters, as_of: datetime | None) -> Call[list[Episode]]:
         """A search by words."""
-        body = wire.SearchBody(
-            query=query,
-            limit=limit,
-            episode_type=episode_type,
-            memory_type=memory_type,
-            start=_seconds(start, "start"),
-            end=_seconds(end, "end"),
-            as_of=_seconds(as_of, "as_of"),
-        )
+        body = wire.SearchBody(query=query, limit=limit, as_of=_seconds(as_of, "as_of"), **where)
         return self._post("/episodes/search", body, _episodes_in)
 
     def semantic(
-        self, query: str, limit: int, min_score: float | None, as_of: datetime | None, *, explain: bool
+        self, query: str, limit: int, min_score: float | None, where: Filters, as_of: datetime | None, *, explain: bool
     ) -> Call[list[SearchResult]]:
         """A search by meaning."""
         at = _seconds(as_of, "as_of")
-        body = wire.SemanticBody(query=query, limit=limit, min_score=min_score, explain=explain, as_of=at)
+        body = wire.SemanticBody(query=query, limit=limit, min_score=min_score, explain=explain, as_of=at, **where)
         return self._post("/episodes/semantic-search", body, _results_in)
 
     def hybrid(
-        self, query: str, limit: int, semantic_weight: float | None, as_of: datetime | None, *, explain: bool
+        self, query: str, limit: int, weight: float | None, where: Filters, as_of: datetime | None, *, explain: bool
     ) -> Call[list[SearchResult]]:
-        """A search by both."""
+        """A search by both; ``weight`` is the share of meaning."""
         at = _seconds(as_of, "as_of")
-        body = wire.HybridBody(query=query, limit=limit, semantic_weight=semantic_weight, explain=explain, as_of=at)
+        body = wire.HybridBody(query=query, limit=limit, semantic_weight=weight, explain=explain, as_of=at, **where)
         return self._post("/episodes/hybrid-search", body, _results_in)
 
-    def similar(self, id: str, limit: int, as_of: datetime | None, *, explain: bool) -> Call[list[SearchResult]]:
+    def similar(
+        self, id: str, limit: int, where: Filters, as_of: datetime | None, *, explain: bool
+    ) -> Call[list[SearchResult]]:
         """Those that are near to one of them."""
-        query = _query(limit=_checked_limit(limit), asOf=_seconds(as_of, "as_of"))
-        if _flag(explain, "explain"):
-            query["explain"] = "true"
+        query = wire.SimilarQuery(limit=limit, explain=explain, as_of=_seconds(as_of, "as_of"), **where)
         return self._get(f"/episodes/{_checked(id)}/similar", _results_in, query)
 
     def search_status(self) -> Call[SearchStatus]:
@@ -350,7 +325,7 @@ class MemoryCalls:
         return Call(
             method="DELETE",
             path=f"{self._path}/episodes/{_checked(id)}",
-            query=_query(erase="true" if _flag(erase, "erase") else None),
+            query=_query_of(wire.EraseQuery(erase=erase)),
             read=_was_there,
             effect=Effect.ONCE,
             expected=_ABSENT,
@@ -361,7 +336,7 @@ class MemoryCalls:
         return Call(
             method="DELETE",
             path=self._path,
-            query=_query(erase="true" if _flag(erase, "erase") else None),
+            query=_query_of(wire.EraseQuery(erase=erase)),
             read=answered(wire.ClearAnswer, lambda answer: ClearReceipt(**asdict(answer))),
             effect=Effect.EACH,
         )
@@ -392,10 +367,10 @@ class MemoryCalls:
         self,
         path: str,
         read: Callable[[Reply], T],
-        query: Mapping[str, str | int | float] | None = None,
+        query: wire.Request = _NOTHING,
         expected: frozenset[int] = frozenset(),
     ) -> Call[T]:
-        return Call(method="GET", path=self._path + path, query=query or {}, read=read, expected=expected)
+        return Call(method="GET", path=self._path + path, query=_query_of(query), read=read, expected=expected)
 
     def _post(self, path: str, body: wire.Request, read: Callable[[Reply], T], effect: Effect = Effect.NONE) -> Call[T]:
         return self._send("POST", path, body, read, effect)
@@ -418,6 +393,12 @@ def body_of(body: wire.Request) -> bytes:
         raise InvalidError("a text holds a lone surrogate", remedy="replace it: it is not a character") from None
     except (TypeError, msgspec.ValidationError) as error:
         raise InvalidError(str(error)) from None
+
+
+def _query_of(query: wire.Request) -> dict[str, str | int | float]:
+    """The same as what stands behind a path."""
+    told: dict[str, str | int | float] = msgspec.json.decode(body_of(query))
+    return {name: ("true" if value else "false") if type(value) is bool else value for name, value in told.items()}
 
 
 def answered(form: type[A], meaning: Callable[[A], T]) -> Callable[[Reply], T]:
@@ -500,18 +481,6 @@ def _checked(id: object) -> str:
     return id
 
 
-def _checked_limit(limit: object) -> int:
-    if type(limit) is not int or not 1 <= limit <= _LIMIT_MAX:
-        raise InvalidError(f"limit is {limit!r:.80}", remedy=f"give a whole number from 1 to {_LIMIT_MAX}")
-    return limit
-
-
-def _flag(value: object, name: str) -> bool:
-    if type(value) is not bool:
-        raise InvalidError(f"{name} is {value!r:.80}", remedy="give True or False")
-    return value
-
-
 def _seconds(moment: datetime | None, name: str) -> wire.Moment | None:
     if moment is None:
         return None
@@ -520,7 +489,3 @@ def _seconds(moment: datetime | None, name: str) -> wire.Moment | None:
             f"{name} is {type(moment).__name__}, not a datetime", remedy="give datetime.fromtimestamp(seconds, UTC)"
         )
     return wire.seconds_of(moment)
-
-
-def _query(**given: str | float | None) -> dict[str, str | int | float]:
-    return {name: value for name, value in given.items() if value is not None}

@@ -22,10 +22,11 @@ T = TypeVar("T")
 
 
 class QilbeeDB(Administration):
-    """A database of agents' memories: behind a server (a URL), or embedded in this process (a path).
+    """A database of agents' memories: behind a server (``http://...``), or opened in this process.
 
+    The latter is in a directory (a path), or in a database that an installed engine knows (``postgresql://...``).
     ``QilbeeDB({"uri": ..., "api_key": ..., "timeout": ..., "verify_ssl": ..., "retries": ...})`` says how to talk to a
-    server; with a path, the other keys are those of ``[storage]``, and ``memory`` is a MemoryConfig. A context manager,
+    server; elsewhere the other keys are those of ``[storage]``, and ``memory`` is a MemoryConfig. A context manager,
     and safe to use from any thread. To a server nothing is sent before the first call.
 
     >>> with QilbeeDB({"uri": "unused", "backend": "ephemeral"}) as db:

@@ -1,4 +1,4 @@
-"""A database in a directory of this machine, opened in this process: the part of the client that needs an engine."""
+"""A store in a directory or a database, opened in this process: the part of the client that needs an engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qilbee_core import (
     open_store,
 )
 from qilbeedb.exceptions import InvalidError, StoreClosedError
-from qilbeedb.target import DirectoryTarget
+from qilbeedb.target import EmbeddedTarget
 from qilbeedb.wire import HealthAnswer
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ T = TypeVar("T")
 class Embedded:
     """What a server is asked for, answered here. There are no accounts: whoever opens it may do everything."""
 
-    def __init__(self, target: DirectoryTarget) -> None:
+    def __init__(self, target: EmbeddedTarget) -> None:
         self._store = open_store(_settings(target))
         self._opened_s = time.monotonic()
 
@@ -66,7 +66,7 @@ class Embedded:
 class AsyncEmbedded:
     """The same for asyncio; opened by :meth:`open`."""
 
-    def __init__(self, target: DirectoryTarget) -> None:
+    def __init__(self, target: EmbeddedTarget) -> None:
         self._target = target
         self._opened: AsyncStore | None = None
         self._opened_s = 0.0
@@ -110,11 +110,11 @@ class AsyncEmbedded:
             await self._opened.close()
 
 
-def _settings(target: DirectoryTarget) -> Settings:
+def _settings(target: EmbeddedTarget) -> Settings:
     settings = Settings.load()
     if target.memory is not None:
         settings = replace(settings, memory=target.memory)
-    return settings.with_storage({**target.storage, "data_path": target.uri})
+    return settings.at(target.place).with_storage(target.storage)
 
 
 def _told(health: Health, opened_s: float) -> HealthAnswer:
@@ -128,5 +128,6 @@ def _told(health: Health, opened_s: float) -> HealthAnswer:
 
 def _not_here(call: Call[T]) -> InvalidError:
     return InvalidError(
-        f"{call.method} {call.path}: an embedded database has no accounts", remedy="ask a server for it: `qilbee serve`"
+        f"{call.method} {call.path} is for servers: an embedded database has no accounts and takes no snapshots",
+        remedy="start one: `qilbee serve`",
     )

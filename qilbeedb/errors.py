@@ -30,6 +30,7 @@ from qilbeedb.exceptions import (
     StoreLockedError,
     TooLargeError,
     UnavailableError,
+    UnfinishedCopyError,
     WriteStallError,
 )
 
@@ -67,6 +68,7 @@ ERRORS = (
     ErrorKind(CorruptRecordError, 500, "CORRUPT_RECORD"),
     ErrorKind(FormatVersionError, 500, "FORMAT_VERSION"),
     ErrorKind(LostWritesError, 500, "LOST_WRITES"),
+    ErrorKind(UnfinishedCopyError, 500, "UNFINISHED_COPY"),
     ErrorKind(DataError, 500, "DATA"),
     ErrorKind(PluginError, 500, "PLUGIN"),
     ErrorKind(ServerError, 500, "SERVER"),

@@ -37,6 +37,7 @@ from qilbee_core import (
     StorageFullError,
     StoreClosedError,
     StoreLockedError,
+    UnfinishedCopyError,
     WriteStallError,
 )
 
@@ -67,6 +68,7 @@ __all__ = [
     "StoreLockedError",
     "TooLargeError",
     "UnavailableError",
+    "UnfinishedCopyError",
     "WriteStallError",
 ]
 

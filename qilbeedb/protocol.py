@@ -68,6 +68,8 @@ class AgentMemory(Protocol):
         before: str | None = None,
         episode_type: str | None = None,
         memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         as_of: datetime | None = None,
     ) -> list[Episode]:
         """The newest episodes by event time, newest first."""
@@ -78,8 +80,10 @@ class AgentMemory(Protocol):
         limit: int = 10,
         *,
         min_relevance: float | None = None,
-        memory_type: MemoryType | None = None,
         episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
     ) -> list[Episode]:
         """The most relevant episodes now, most relevant first."""
         ...
@@ -89,7 +93,10 @@ class AgentMemory(Protocol):
         start: datetime | None = None,
         end: datetime | None = None,
         *,
+        after: str | None = None,
         reverse: bool = False,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
         as_of: datetime | None = None,
     ) -> Iterator[Episode]:
         """All episodes with ``start <= event time < end``, oldest first, read as they are asked for."""
@@ -115,6 +122,10 @@ class AgentMemory(Protocol):
         limit: int = 10,
         min_score: float | None = None,
         *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         explain: bool = False,
         as_of: datetime | None = None,
     ) -> list[SearchResult]:
@@ -127,6 +138,10 @@ class AgentMemory(Protocol):
         limit: int = 10,
         semantic_weight: float | None = None,
         *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         explain: bool = False,
         as_of: datetime | None = None,
     ) -> list[SearchResult]:
@@ -134,7 +149,16 @@ class AgentMemory(Protocol):
         ...
 
     def find_similar_episodes(
-        self, id: str, limit: int = 10, *, explain: bool = False, as_of: datetime | None = None
+        self,
+        id: str,
+        limit: int = 10,
+        *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        explain: bool = False,
+        as_of: datetime | None = None,
     ) -> list[SearchResult]:
         """The episodes that are nearest in meaning to a stored one, best first, without itself."""
         ...
@@ -254,6 +278,8 @@ class AsyncAgentMemory(Protocol):
         before: str | None = None,
         episode_type: str | None = None,
         memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         as_of: datetime | None = None,
     ) -> list[Episode]:
         """The newest episodes by event time, newest first."""
@@ -264,8 +290,10 @@ class AsyncAgentMemory(Protocol):
         limit: int = 10,
         *,
         min_relevance: float | None = None,
-        memory_type: MemoryType | None = None,
         episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
     ) -> list[Episode]:
         """The most relevant episodes now, most relevant first."""
         ...
@@ -275,7 +303,10 @@ class AsyncAgentMemory(Protocol):
         start: datetime | None = None,
         end: datetime | None = None,
         *,
+        after: str | None = None,
         reverse: bool = False,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
         as_of: datetime | None = None,
     ) -> AsyncIterator[Episode]:
         """All episodes with ``start <= event time < end``, oldest first, read as they are asked for."""
@@ -301,6 +332,10 @@ class AsyncAgentMemory(Protocol):
         limit: int = 10,
         min_score: float | None = None,
         *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         explain: bool = False,
         as_of: datetime | None = None,
     ) -> list[SearchResult]:
@@ -313,6 +348,10 @@ class AsyncAgentMemory(Protocol):
         limit: int = 10,
         semantic_weight: float | None = None,
         *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         explain: bool = False,
         as_of: datetime | None = None,
     ) -> list[SearchResult]:
@@ -320,7 +359,16 @@ class AsyncAgentMemory(Protocol):
         ...
 
     async def find_similar_episodes(
-        self, id: str, limit: int = 10, *, explain: bool = False, as_of: datetime | None = None
+        self,
+        id: str,
+        limit: int = 10,
+        *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        explain: bool = False,
+        as_of: datetime | None = None,
     ) -> list[SearchResult]:
         """The episodes that are nearest in meaning to a stored one, best first, without itself."""
         ...

@@ -20,7 +20,7 @@ from qilbee_core import (
     UndoReceipt,
 )
 from qilbeedb import account_calls
-from qilbeedb.calls import Imported, MemoryCalls, Pages
+from qilbeedb.calls import Imported, MemoryCalls, Pages, filters
 from qilbeedb.transport import AsyncConnection, Connection
 from qilbeedb.wire import HealthAnswer
 
@@ -136,32 +136,42 @@ class RemoteMemory:
         before: str | None = None,
         episode_type: str | None = None,
         memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         as_of: datetime | None = None,
     ) -> list[Episode]:
         """The newest episodes by event time, newest first."""
-        return self._run(self._calls.recent(limit, before, episode_type, memory_type, as_of))
+        where = filters(episode_type, memory_type, start, end)
+        return self._run(self._calls.recent(limit, before, where, as_of))
 
     def recall(
         self,
         limit: int = 10,
         *,
         min_relevance: float | None = None,
-        memory_type: MemoryType | None = None,
         episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
     ) -> list[Episode]:
         """The most relevant episodes now, most relevant first."""
-        return self._run(self._calls.recall(limit, min_relevance, memory_type, episode_type))
+        where = filters(episode_type, memory_type, start, end)
+        return self._run(self._calls.recall(limit, min_relevance, where))
 
     def episodes(
         self,
         start: datetime | None = None,
         end: datetime | None = None,
         *,
+        after: str | None = None,
         reverse: bool = False,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
         as_of: datetime | None = None,
     ) -> Iterator[Episode]:
         """All episodes with ``start <= event time < end``, oldest first, read page by page as they are asked for."""
-        return self._pages(self._calls.between(start, end, as_of, reverse=reverse))
+        where = filters(episode_type, memory_type, start, end)
+        return self._pages(self._calls.between(where, after, as_of, reverse=reverse))
 
     def _pages(self, pages: Pages) -> Iterator[Episode]:
         while pages.call is not None:
@@ -179,7 +189,8 @@ class RemoteMemory:
         as_of: datetime | None = None,
     ) -> list[Episode]:
         """The episodes that fit a query best by their words, best first."""
-        return self._run(self._calls.search(query, limit, episode_type, memory_type, start, end, as_of))
+        where = filters(episode_type, memory_type, start, end)
+        return self._run(self._calls.search(query, limit, where, as_of))
 
     def semantic_search(
         self,
@@ -187,11 +198,16 @@ class RemoteMemory:
         limit: int = 10,
         min_score: float | None = None,
         *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         explain: bool = False,
         as_of: datetime | None = None,
     ) -> list[SearchResult]:
         """The episodes that are nearest to a query in meaning, best first."""
-        return self._run(self._calls.semantic(query, limit, min_score, as_of, explain=explain))
+        where = filters(episode_type, memory_type, start, end)
+        return self._run(self._calls.semantic(query, limit, min_score, where, as_of, explain=explain))
 
     def hybrid_search(
         self,
@@ -199,17 +215,32 @@ class RemoteMemory:
         limit: int = 10,
         semantic_weight: float | None = None,
         *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         explain: bool = False,
         as_of: datetime | None = None,
     ) -> list[SearchResult]:
         """The episodes that fit a query best by words and meaning together, best first."""
-        return self._run(self._calls.hybrid(query, limit, semantic_weight, as_of, explain=explain))
+        where = filters(episode_type, memory_type, start, end)
+        return self._run(self._calls.hybrid(query, limit, semantic_weight, where, as_of, explain=explain))
 
     def find_similar_episodes(
-        self, id: str, limit: int = 10, *, explain: bool = False, as_of: datetime | None = None
+        self,
+        id: str,
+        limit: int = 10,
+        *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        explain: bool = False,
+        as_of: datetime | None = None,
     ) -> list[SearchResult]:
         """The episodes that are nearest in meaning to a stored one, best first, without itself."""
-        return self._run(self._calls.similar(id, limit, as_of, explain=explain))
+        where = filters(episode_type, memory_type, start, end)
+        return self._run(self._calls.similar(id, limit, where, as_of, explain=explain))
 
     def get_semantic_search_status(self) -> SearchStatus:
         """Whether search is on, what it was made with, and how many episodes wait to be indexed."""
@@ -336,32 +367,42 @@ class AsyncRemoteMemory:
         before: str | None = None,
         episode_type: str | None = None,
         memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         as_of: datetime | None = None,
     ) -> list[Episode]:
         """The newest episodes by event time, newest first."""
-        return await self._run(self._calls.recent(limit, before, episode_type, memory_type, as_of))
+        where = filters(episode_type, memory_type, start, end)
+        return await self._run(self._calls.recent(limit, before, where, as_of))
 
     async def recall(
         self,
         limit: int = 10,
         *,
         min_relevance: float | None = None,
-        memory_type: MemoryType | None = None,
         episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
     ) -> list[Episode]:
         """The most relevant episodes now, most relevant first."""
-        return await self._run(self._calls.recall(limit, min_relevance, memory_type, episode_type))
+        where = filters(episode_type, memory_type, start, end)
+        return await self._run(self._calls.recall(limit, min_relevance, where))
 
     def episodes(
         self,
         start: datetime | None = None,
         end: datetime | None = None,
         *,
+        after: str | None = None,
         reverse: bool = False,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
         as_of: datetime | None = None,
     ) -> AsyncIterator[Episode]:
         """All episodes with ``start <= event time < end``, oldest first, read page by page as they are asked for."""
-        return self._pages(self._calls.between(start, end, as_of, reverse=reverse))
+        where = filters(episode_type, memory_type, start, end)
+        return self._pages(self._calls.between(where, after, as_of, reverse=reverse))
 
     async def _pages(self, pages: Pages) -> AsyncIterator[Episode]:
         while pages.call is not None:
@@ -380,7 +421,8 @@ class AsyncRemoteMemory:
         as_of: datetime | None = None,
     ) -> list[Episode]:
         """The episodes that fit a query best by their words, best first."""
-        return await self._run(self._calls.search(query, limit, episode_type, memory_type, start, end, as_of))
+        where = filters(episode_type, memory_type, start, end)
+        return await self._run(self._calls.search(query, limit, where, as_of))
 
     async def semantic_search(
         self,
@@ -388,11 +430,16 @@ class AsyncRemoteMemory:
         limit: int = 10,
         min_score: float | None = None,
         *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         explain: bool = False,
         as_of: datetime | None = None,
     ) -> list[SearchResult]:
         """The episodes that are nearest to a query in meaning, best first."""
-        return await self._run(self._calls.semantic(query, limit, min_score, as_of, explain=explain))
+        where = filters(episode_type, memory_type, start, end)
+        return await self._run(self._calls.semantic(query, limit, min_score, where, as_of, explain=explain))
 
     async def hybrid_search(
         self,
@@ -400,17 +447,32 @@ class AsyncRemoteMemory:
         limit: int = 10,
         semantic_weight: float | None = None,
         *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         explain: bool = False,
         as_of: datetime | None = None,
     ) -> list[SearchResult]:
         """The episodes that fit a query best by words and meaning together, best first."""
-        return await self._run(self._calls.hybrid(query, limit, semantic_weight, as_of, explain=explain))
+        where = filters(episode_type, memory_type, start, end)
+        return await self._run(self._calls.hybrid(query, limit, semantic_weight, where, as_of, explain=explain))
 
     async def find_similar_episodes(
-        self, id: str, limit: int = 10, *, explain: bool = False, as_of: datetime | None = None
+        self,
+        id: str,
+        limit: int = 10,
+        *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        explain: bool = False,
+        as_of: datetime | None = None,
     ) -> list[SearchResult]:
         """The episodes that are nearest in meaning to a stored one, best first, without itself."""
-        return await self._run(self._calls.similar(id, limit, as_of, explain=explain))
+        where = filters(episode_type, memory_type, start, end)
+        return await self._run(self._calls.similar(id, limit, where, as_of, explain=explain))
 
     async def get_semantic_search_status(self) -> SearchStatus:
         """Whether search is on, what it was made with, and how many episodes wait to be indexed."""

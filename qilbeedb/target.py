@@ -10,13 +10,14 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Struct
 
-from qilbee_core import MemorySettings, ProviderNotFoundError, SettingsError
+from qilbee_core import MemorySettings, ProviderNotFoundError, SettingsError, StorageSettings
 
-__all__ = ["Config", "DirectoryTarget", "ServerTarget", "missing", "target_of"]
+__all__ = ["Config", "EmbeddedTarget", "ServerTarget", "missing", "target_of"]
 
 Config = Mapping[str, object]
 
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d+(/.*)?")
+_SERVER = re.compile("https?://", re.I)
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 
 
@@ -41,22 +42,26 @@ class ServerTarget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise SettingsError(f"retries is {self.retries}", remedy="give a whole number from 0 up")
 
 
-class DirectoryTarget(Struct, frozen=True, kw_only=True):
-    """A directory of this machine, opened in this process."""
+class EmbeddedTarget(Struct, frozen=True, kw_only=True):
+    """A store that is opened in this process: in a directory of this machine, or in a database."""
 
     uri: str
-    """Its path."""
+    """Where it is, as it may be shown: without a password."""
+    place: str | os.PathLike[str]
+    """Its path, or the URL of the database."""
     memory: MemorySettings | None
     storage: dict[str, object]
 
 
-def target_of(given: str | os.PathLike[str] | Config) -> ServerTarget | DirectoryTarget:
-    """What ``given`` names: a URL a server, anything else a directory.
+def target_of(given: str | os.PathLike[str] | Config) -> ServerTarget | EmbeddedTarget:
+    """What ``given`` names: an ``http`` URL a server, another URL the database of a store, anything else a directory.
 
     >>> target_of("http://localhost:7474").timeout
     30.0
     >>> target_of({"uri": "./data", "sync_writes": True}).storage
     {'sync_writes': True}
+    >>> target_of("postgresql://bot:secret@db.example/memory").uri
+    'postgresql://bot@db.example/memory'
     >>> target_of("localhost:7474")
     Traceback (most recent call last):
     ...
@@ -66,10 +71,10 @@ def target_of(given: str | os.PathLike[str] | Config) -> ServerTarget | Director
     uri = config.pop("uri", None)
     if not isinstance(uri, str | os.PathLike):
         raise SettingsError(f"uri is {type(uri).__name__}", remedy='give a URL like "http://localhost:7474", or a path')
-    text = os.fspath(uri)
     if isinstance(uri, str) and _HOST_AND_PORT.fullmatch(uri):
         raise SettingsError(f"{uri!r} is no URL", remedy=f"give {'http://' + uri!r}")
-    if isinstance(uri, str) and "://" in uri:
+    is_url = isinstance(uri, str) and "://" in uri
+    if isinstance(uri, str) and _SERVER.match(uri):
         _check_url(uri)
         if "memory" in config:
             raise SettingsError("a server has its own settings of memory", remedy="set [memory] in its configuration")
@@ -81,15 +86,14 @@ def target_of(given: str | os.PathLike[str] | Config) -> ServerTarget | Director
     memory = config.pop("memory", None)
     if memory is not None and not isinstance(memory, MemorySettings):
         raise SettingsError(f"memory is {type(memory).__name__}", remedy="give MemoryConfig(...) of qilbeedb.memory")
-    return DirectoryTarget(uri=text, memory=memory, storage=config)
+    shown = StorageSettings(dsn=os.fspath(uri)).where if is_url else os.fspath(uri)
+    return EmbeddedTarget(uri=shown, place=uri, memory=memory, storage=config)
 
 
 def _check_url(uri: str) -> None:
     parts = urlsplit(uri)
     if "@" in parts.netloc:  # not quoted: it holds a password
         raise SettingsError("the URL holds a name or a password", remedy="leave them out, and use login() or api_key")
-    if parts.scheme not in ("http", "https"):
-        raise SettingsError(f"{uri!r} begins with neither http:// nor https://", remedy="give one of the two")
     try:
         is_whole = bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
@@ -98,7 +102,7 @@ def _check_url(uri: str) -> None:
         raise SettingsError(f"{uri!r} names no host and port", remedy='give a URL like "http://localhost:7474"')
 
 
-def missing(error: ImportError, target: ServerTarget | DirectoryTarget) -> ProviderNotFoundError:
+def missing(error: ImportError, target: ServerTarget | EmbeddedTarget) -> ProviderNotFoundError:
     """What to say where a package is missing for ``target``."""
     install = "'qilbee-core[client]'" if isinstance(target, ServerTarget) else "qilbee-core, with its dependencies"
     return ProviderNotFoundError(f"{target.uri!r} cannot be opened: {error}", remedy=f"install {install}")

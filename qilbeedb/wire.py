@@ -28,6 +28,7 @@ else:  # msgspec reads annotations, and has no recursive types
 
 __all__ = [
     "Answer",
+    "AsOfQuery",
     "BoostBody",
     "ClearAnswer",
     "ConsolidateBody",
@@ -35,7 +36,10 @@ __all__ = [
     "ConsolidationsAnswer",
     "EpisodeAnswer",
     "EpisodesAnswer",
+    "EpisodesQuery",
+    "EraseQuery",
     "ErrorAnswer",
+    "Filtered",
     "ForgetAnswer",
     "ForgetBody",
     "HealthAnswer",
@@ -50,12 +54,16 @@ __all__ = [
     "PurgeAnswer",
     "PurgeBody",
     "RecallBody",
+    "RecentQuery",
     "Request",
     "Result",
     "ResultsAnswer",
+    "SearchAnswer",
     "SearchBody",
     "SearchStatusAnswer",
     "SemanticBody",
+    "SimilarQuery",
+    "SnapshotAnswer",
     "StatisticsAnswer",
     "StoreBody",
     "StoreManyBody",
@@ -275,6 +283,39 @@ class BoostBody(Request):
 # --- reading
 
 
+class AsOfQuery(Request):
+    """At which transaction time an episode is to be given as it was."""
+
+    as_of: Moment | None = None
+
+
+class Filtered(Request):
+    """Which episodes an answer may have: of a type, of a memory type, with ``start <= event time < end``."""
+
+    episode_type: str | None = None
+    memory_type: MemoryType | None = None
+    start: Moment | None = None
+    end: Moment | None = None
+
+
+class RecentQuery(Filtered):
+    """Which of the newest episodes to give. ``before`` is the ``nextCursor`` of the page before."""
+
+    limit: Limit = 10
+    before: str | None = None
+    episode_type: str | None = msgspec.field(default=None, name="type")
+    as_of: Moment | None = None
+
+
+class EpisodesQuery(Filtered):
+    """Which episodes to give, the oldest first. ``cursor`` is the ``nextCursor`` of the page before: an id."""
+
+    reverse: bool = False
+    cursor: str | None = None
+    limit: Limit = 100
+    as_of: Moment | None = None
+
+
 class IdsBody(Request):
     """The ids of episodes to read."""
 
@@ -282,13 +323,11 @@ class IdsBody(Request):
     as_of: Moment | None = None
 
 
-class RecallBody(Request):
+class RecallBody(Filtered):
     """Which of the most relevant episodes to give."""
 
     limit: Limit = 10
     min_relevance: Share | None = None
-    episode_type: str | None = None
-    memory_type: MemoryType | None = None
 
 
 class EpisodesAnswer(Answer):
@@ -310,19 +349,16 @@ class HistoryAnswer(Answer):
 # --- searching
 
 
-class SearchBody(Request):
+class SearchBody(Filtered, kw_only=True):
     """A search by words."""
 
     query: str
     limit: Limit = 10
-    episode_type: str | None = None
-    memory_type: MemoryType | None = None
-    start: Moment | None = None
-    end: Moment | None = None
+    explain: bool = False
     as_of: Moment | None = None
 
 
-class SemanticBody(Request):
+class SemanticBody(Filtered, kw_only=True):
     """A search by meaning."""
 
     query: str
@@ -332,12 +368,20 @@ class SemanticBody(Request):
     as_of: Moment | None = None
 
 
-class HybridBody(Request):
+class HybridBody(Filtered, kw_only=True):
     """A search by words and meaning together."""
 
     query: str
     limit: Limit = 10
     semantic_weight: Share | None = None
+    explain: bool = False
+    as_of: Moment | None = None
+
+
+class SimilarQuery(Filtered):
+    """How many of those that are like an episode to give."""
+
+    limit: Limit = 10
     explain: bool = False
     as_of: Moment | None = None
 
@@ -356,6 +400,13 @@ class ResultsAnswer(Answer):
     """What a search found, best first."""
 
     results: Sequence[Result]
+
+
+class SearchAnswer(Answer, omit_defaults=True):
+    """What a search by words found, best first; with ``results``, the same with their scores, if it is to explain."""
+
+    episodes: Sequence[EpisodeAnswer]
+    results: Sequence[Result] | None = None
 
 
 class SearchStatusAnswer(Answer):
@@ -378,6 +429,12 @@ class SearchStatusAnswer(Answer):
 
 
 # --- the whole memory of an agent
+
+
+class EraseQuery(Request):
+    """Whether the bytes of what is deleted are to be gone from the files when the answer comes."""
+
+    erase: bool = False
 
 
 class StatisticsAnswer(Answer):
@@ -496,6 +553,13 @@ class HealthAnswer(Answer, rename=None):
     version: str
     uptime_seconds: float
     problems: Sequence[str] = ()
+
+
+class SnapshotAnswer(Answer):
+    """Where a copy of the store is, on the server, and how large its files are."""
+
+    path: str
+    bytes: int
 
 
 class ErrorAnswer(Answer, rename=None, omit_defaults=True):

@@ -12,14 +12,17 @@ import pytest
 from qilbee_core import (
     BackendOptions,
     CorruptRecordError,
+    Delete,
     FormatVersionError,
+    NotFoundError,
     Put,
     StorageBackend,
     StorageError,
+    UnfinishedCopyError,
     WriteBatch,
 )
 from qilbee_core.backends.ephemeral import EphemeralBackend
-from qilbee_core.catalog import LAYOUT_VERSION, Catalog, Tag
+from qilbee_core.catalog import LAYOUT_VERSION, Catalog, Tag, UnfinishedCopy, encode_copy, encode_header
 from qilbee_core.envelope import frame, unframe
 from qilbee_core.keys import catalog_key
 
@@ -48,6 +51,48 @@ def put_header(backend: StorageBackend, **changes: object) -> None:
         "created_us": 1_772_000_000_000_000,
     }
     put(backend, "header", msgspec.json.encode(fields | changes))
+
+
+class Racing(EphemeralBackend):
+    """Somebody else does something just after it was looked for a header for the first time."""
+
+    def __init__(self, others: Callable[[EphemeralBackend], object]) -> None:
+        super().__init__(BackendOptions(path=Path("unused")))
+        self._others: Callable[[EphemeralBackend], object] | None = others
+
+    def get(self, key: bytes) -> bytes | None:
+        value = super().get(key)
+        others, self._others = self._others, None
+        if others is not None:
+            others(self)
+        return value
+
+
+def test_a_store_that_another_process_makes_at_the_same_moment_is_opened() -> None:
+    backend = Racing(Catalog)
+    assert Catalog(backend).header == Catalog(backend).header
+
+
+def test_a_copy_that_another_process_begins_or_finishes_at_the_same_moment_is_seen() -> None:
+    header = Catalog(EphemeralBackend(BackendOptions(path=Path("unused")))).header
+    begun = Put(*encode_copy(UnfinishedCopy(source="0123", origin="there", header=header)))
+    with pytest.raises(UnfinishedCopyError, match="a copy of there"):
+        Catalog(Racing(lambda backend: backend.write(WriteBatch([begun]))))
+
+    def finish(backend: EphemeralBackend) -> None:
+        backend.write(WriteBatch([Put(*encode_header(header)), Delete(begun.key)]))
+
+    backend = Racing(finish)
+    backend.write(WriteBatch([begun]))
+    assert Catalog(backend).header == header
+
+
+def test_a_catalog_that_is_not_there_is_made_only_if_it_may_be(backend: EphemeralBackend) -> None:
+    with pytest.raises(NotFoundError, match=r"there is no store here: .* open_store\(\) makes one"):
+        Catalog(backend, create=False)
+    assert list(backend.scan()) == []
+    made = Catalog(backend)
+    assert Catalog(backend, create=False).header == made.header
 
 
 class Counting(EphemeralBackend):

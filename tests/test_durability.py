@@ -365,6 +365,26 @@ ANSWERS: dict[str, tuple[Callable[[AgentMemory, Episode], object], type[Exceptio
 }
 
 
+def test_after_an_unknown_outcome_the_caller_is_told_at_once_and_nothing_else_is_tried(
+    open_here: OpenHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_here()
+    tried: list[WriteBatch] = []
+
+    def write(batch: WriteBatch) -> None:
+        tried.append(batch)
+        raise OutcomeUnknownError("no answer came")
+
+    monkeypatch.setattr(store._backend, "write", write)
+    with pytest.raises(OutcomeUnknownError, match="no answer came"):
+        store.agent_memory("bot").store_episode(note())
+    assert len(tried) == 1
+    assert store.health().problems
+    monkeypatch.undo()
+    await_until(lambda: store.health().ok)
+    store.agent_memory("bot").store_episode(note())
+
+
 class TestAnswersThatRestOnEarlierWrites:
     @pytest.mark.parametrize("answer", ANSWERS)
     def test_they_wait_until_that_write_is_durable(self, open_here: OpenHere, syncs_of: SyncsOf, answer: str) -> None:
@@ -382,6 +402,19 @@ class TestAnswersThatRestOnEarlierWrites:
         writer.result(PATIENCE_S)
         expected = "done" if error is None else error.__name__
         assert told.result(PATIENCE_S) == (expected, 1)
+
+    @pytest.mark.parametrize("answer", ANSWERS)
+    def test_where_others_write_too_they_wait_for_a_sync_of_their_own(
+        self, open_here: OpenHere, syncs_of: SyncsOf, answer: str
+    ) -> None:
+        # What is there may be another's, who was told that its end is unknown.
+        call, error = ANSWERS[answer]
+        store = open_here(backend="ephemeral", durability="sync")
+        memory, known = store.agent_memory("bot"), note()
+        memory.store_episode(known, idempotency_key="k")
+        syncs = syncs_of(store)
+        assert outcome_of(lambda: call(memory, known)) == ("done" if error is None else error.__name__)
+        assert syncs.ended == 1
 
     def test_already_gone_waits_for_the_delete(self, open_here: OpenHere, syncs_of: SyncsOf) -> None:
         store = open_here(sync_writes=True)

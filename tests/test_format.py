@@ -28,8 +28,10 @@ from qilbee_core.catalog import (
     CatalogOrder,
     Header,
     Tag,
+    UnfinishedCopy,
     Vectors,
     WantedOrders,
+    encode_copy,
 )
 from qilbee_core.codecs.dictionaries import dictionary
 from qilbee_core.codecs.lz4 import Lz4Codec
@@ -214,6 +216,15 @@ def check_catalog(vector: dict[str, Any]) -> None:
         decoded = msgspec.json.decode(entry["json"], type=kinds[name.partition("/")[0]])
         assert frame(key, msgspec.json.encode(decoded)) == value
         assert set(json.loads(entry["json"])) == set(decoded.__struct_fields__)
+
+
+def check_copy(vector: dict[str, Any]) -> None:
+    key, value = bytes.fromhex(vector["key"]), bytes.fromhex(vector["bytes"])
+    assert unframe(key, value) == vector["json"].encode()
+    decoded = msgspec.json.decode(vector["json"], type=UnfinishedCopy)
+    assert encode_copy(decoded) == (key, value)
+    shown = [row[0] for row in table("entry", "what")]
+    assert shown == list(json.loads(vector["json"])) == list(UnfinishedCopy.__struct_fields__)
 
 
 def check_vitality(vector: dict[str, Any]) -> None:

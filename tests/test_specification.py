@@ -10,114 +10,15 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from shared import specification
 
 from qilbee_core import Episode, Settings, Store, open_store
-
-STORE_SNIPPET = """
-episode = Episode.conversation(
-    "my-agent",
-    "What is QilbeeDB?",
-    "QilbeeDB is a graph database with agent memory..."
-)
-episode_id = memory.store_episode(episode)
-"""
-
-ISOLATION_SNIPPET = """
-# Each agent has isolated storage
-sales_memory = db.agent_memory("sales-agent")
-support_memory = db.agent_memory("support-agent")
-
-# Episodes are stored separately
-sales_memory.store_episode(Episode.conversation(
-    "sales-agent", "Pricing inquiry", "Our plans start at..."
-))
-
-support_memory.store_episode(Episode.conversation(
-    "support-agent", "How do I reset?", "Click forgot password..."
-))
-"""
-
-VERIFYING_SNIPPET = """
-# Get statistics to verify data persisted
-stats = memory.get_statistics()
-print(f"Total episodes: {stats.total_episodes}")
-print(f"Average relevance: {stats.avg_relevance}")
-
-# Retrieve recent episodes
-recent = memory.get_recent_episodes(limit=10)
-for ep in recent:
-    print(f"[{ep.episode_type}] {ep.content}")
-"""
-
-SEARCHING_SNIPPET = """
-# Search through persisted episodes
-results = memory.search_episodes("order number", limit=5)
-for episode in results:
-    print(f"Found: {episode.content}")
-"""
-
-DELETING_SNIPPET = """
-# Delete a specific episode
-deleted = memory.delete_episode(episode_id)
-if deleted:
-    print("Episode permanently removed from storage")
-
-# Clear all episodes for an agent
-memory.clear()
-print("All episodes cleared for this agent")
-"""
-
-AGENT_IDS_SNIPPET = """
-# Good: Descriptive and consistent
-memory = db.agent_memory("customer-support-v2")
-memory = db.agent_memory("sales-assistant-prod")
-
-# Avoid: Generic or inconsistent names
-memory = db.agent_memory("agent1")
-memory = db.agent_memory("test")
-"""
-
-MONITORING_SNIPPET = """
-stats = memory.get_statistics()
-
-# Monitor episode count
-if stats.total_episodes > 100000:
-    print("Warning: High episode count, consider consolidation")
-
-# Check relevance distribution
-if stats.avg_relevance < 0.3:
-    print("Many low-relevance episodes, consider forgetting")
-"""
-
-TYPES_SNIPPET = """
-# Conversations: User interactions
-Episode.conversation(agent_id, user_input, response)
-
-# Observations: Environmental data
-Episode.observation(agent_id, "CPU usage at 85%")
-
-# Actions: Agent decisions and outcomes
-Episode.action(agent_id, "Scaled to 4 instances", "Latency reduced")
-"""
-
-SETTINGS_SNIPPET = """
-[storage]
-data_path = "{data_path}"
-enable_wal = true           # Enable write-ahead logging
-sync_writes = true          # Sync each write (safer, slower)
-wal_sync_interval_ms = 1000 # Sync interval for async writes
-enable_compression = true
-compression_type = "lz4"    # Options: none, lz4, snappy, zstd
-"""
-
 
 pytestmark = pytest.mark.usefixtures("search_as_by_default")
 
 
 def run(snippet: str, **names: object) -> dict[str, object]:
-    namespace: dict[str, object] = {"Episode": Episode, **names}
-    exec(compile(snippet, "memory-persistence.md", "exec"), namespace)
-    return namespace
+    return specification.run(snippet, {"Episode": Episode, **names})
 
 
 def reopen(store: Store, path: Path) -> Store:
@@ -129,10 +30,10 @@ def test_an_episode_survives_a_restart_without_an_explicit_save(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = open_store(tmp_path / "data")
-    stored = run(STORE_SNIPPET, memory=store.agent_memory("my-agent"))
+    stored = run(specification.STORING, memory=store.agent_memory("my-agent"))
     store = reopen(store, tmp_path / "data")
     memory = store.agent_memory("my-agent")
-    run(VERIFYING_SNIPPET, memory=memory)
+    run(specification.STATISTICS, memory=memory)
     episode = memory.get_episode(str(stored["episode_id"]))
     store.close()
     assert episode == stored["episode"]
@@ -151,7 +52,7 @@ def test_the_default_engine_is_rocksdb_with_a_write_ahead_log_and_lz4(tmp_path: 
 
 def test_episodes_are_stored_in_a_namespace_of_their_agent(tmp_path: Path) -> None:
     with open_store(tmp_path / "data") as db:
-        run(ISOLATION_SNIPPET, db=db)
+        run(specification.ISOLATION, db=db)
         assert db.agents() == ["sales-agent", "support-agent"]
         for agent_id in db.agents():
             recent = db.agent_memory(agent_id).get_recent_episodes()
@@ -161,11 +62,11 @@ def test_episodes_are_stored_in_a_namespace_of_their_agent(tmp_path: Path) -> No
 def test_persisted_episodes_are_searched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = open_store(tmp_path / "data")
     memory = store.agent_memory("my-agent")
-    run(STORE_SNIPPET, memory=memory)
+    run(specification.STORING, memory=memory)
     order = Episode.conversation("my-agent", "What is my order number?", "It is 12345.")
     memory.store_episode(order)
     store = reopen(store, tmp_path / "data")
-    results = run(SEARCHING_SNIPPET, memory=store.agent_memory("my-agent"))["results"]
+    results = run(specification.SEARCHING, memory=store.agent_memory("my-agent"))["results"]
     store.close()
     assert isinstance(results, list)
     assert results[0] == order
@@ -175,9 +76,9 @@ def test_persisted_episodes_are_searched(tmp_path: Path, capsys: pytest.CaptureF
 def test_deleting_and_clearing_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open_store(tmp_path / "data") as store:
         memory = store.agent_memory("my-agent")
-        episode_id = run(STORE_SNIPPET, memory=memory)["episode_id"]
+        episode_id = run(specification.STORING, memory=memory)["episode_id"]
         memory.store_episode(Episode.observation("my-agent", "another"))
-        run(DELETING_SNIPPET, memory=memory, episode_id=episode_id)
+        run(specification.DELETING, memory=memory, episode_id=episode_id)
         assert memory.get_statistics().total_episodes == 0
     assert capsys.readouterr().out == (
         "Episode permanently removed from storage\nAll episodes cleared for this agent\n"
@@ -186,24 +87,24 @@ def test_deleting_and_clearing_leave_nothing(tmp_path: Path, capsys: pytest.Capt
 
 def test_every_agent_id_of_the_specification_is_allowed(tmp_path: Path) -> None:
     with open_store(tmp_path / "data") as db:
-        run(AGENT_IDS_SNIPPET, db=db)
+        run(specification.AGENT_IDS, db=db)
 
 
 def test_statistics_can_be_monitored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open_store(tmp_path / "data") as store:
         memory = store.agent_memory("my-agent")
-        run(STORE_SNIPPET, memory=memory)
-        run(MONITORING_SNIPPET, memory=memory)
+        run(specification.STORING, memory=memory)
+        run(specification.MONITORING, memory=memory)
     assert capsys.readouterr().out == ""
 
 
 def test_the_three_kinds_of_episode_can_be_made() -> None:
-    run(TYPES_SNIPPET, agent_id="my-agent", user_input="Hello", response="Hi")
+    run(specification.TYPES, agent_id="my-agent", user_input="Hello", response="Hi")
 
 
 def test_the_configuration_of_the_specification_opens_a_store(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
-    path.write_text(textwrap.dedent(SETTINGS_SNIPPET).format(data_path=tmp_path / "data"))
+    path.write_text(textwrap.dedent(specification.SETTINGS).format(data_path=tmp_path / "data"))
     with open_store(Settings.from_toml(path)) as store:
         assert store.durability().level == "sync"
         assert (tmp_path / "data" / "rocksdb").is_dir()
@@ -212,6 +113,6 @@ def test_the_configuration_of_the_specification_opens_a_store(tmp_path: Path) ->
 @pytest.mark.parametrize("codec", ["none", "lz4", "snappy", "zstd"])
 def test_compression_is_transparent(tmp_path: Path, codec: str) -> None:
     with open_store(tmp_path / "data", compression_type=codec) as store:
-        stored = run(STORE_SNIPPET, memory=store.agent_memory("my-agent"))
+        stored = run(specification.STORING, memory=store.agent_memory("my-agent"))
     with open_store(tmp_path / "data") as store:
         assert store.agent_memory("my-agent").get_episode(str(stored["episode_id"])) == stored["episode"]

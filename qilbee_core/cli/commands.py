@@ -22,6 +22,7 @@ import typer
 from msgspec.structs import asdict, replace
 
 from qilbee_core.cli import consolidation as consolidation_run
+from qilbee_core.cli import copying as copying_run
 from qilbee_core.cli import quickstart as quickstart_run
 from qilbee_core.cli import recover as recover_run
 from qilbee_core.cli.disk import disk_use
@@ -57,9 +58,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config", help="Look at a configuration file.")
 
-Directory = Annotated[
-    Path | None,
-    typer.Argument(metavar="DIR", help="Directory of the store.  [default: data_path of the configuration]"),
+Place = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="STORE", help="Directory of the store, or URL of its database.  [default: that of the configuration]"
+    ),
 ]
 ConfigFile = Annotated[
     Path | None,
@@ -131,7 +134,7 @@ def quickstart(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help=f"Directory of the store.  [default: {_QUICKSTART_DATA}]")
+        str | None, typer.Option(metavar="DIR", help=f"Directory of the store.  [default: {_QUICKSTART_DATA}]")
     ] = None,
     backend: Annotated[str | None, typer.Option(metavar="NAME", help="Storage engine.  [default: rocksdb]")] = None,
     compression: Annotated[
@@ -149,6 +152,10 @@ def quickstart(
     settings = _settings(config, data, backend=backend, compression_type=compression)
     if data is None and settings.storage.data_path == StorageSettings().data_path:
         settings = settings.with_storage({"data_path": _QUICKSTART_DATA})
+    if settings.storage.dsn is not None:
+        raise InvalidError(
+            "quickstart shows what is on this disk, and a database is elsewhere", remedy="name a directory with --data"
+        )
     engine = settings.storage.backend
     if engine is not None and not _plugins(settings).backends.find(engine).directory:
         raise InvalidError(
@@ -166,13 +173,13 @@ def quickstart(
 @app.command()
 @telling_errors
 def show(
-    directory: Directory = None,
+    place: Place = None,
     agent: Annotated[str | None, typer.Option(metavar="ID", help="Only this agent.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=LIMIT_MAX, help="How many recent episodes.")] = 10,
     config: ConfigFile = None,
 ) -> None:
     """Show agents, statistics and recent episodes."""
-    with open_to_look(directory, config) as store:
+    with open_to_look(place, config) as store:
         agent_ids = _chosen(store, agent)
         memories = [store.agent_memory(agent_id) for agent_id in agent_ids]
         statistics = [memory.get_statistics() for memory in memories]
@@ -181,7 +188,7 @@ def show(
             (episode for memory in memories for episode in memory.get_recent_episodes(limit)),
             key=lambda episode: episode.id,
         )
-        what = f"{store.settings.storage.data_path}: {store.stats()['backend']}, durability {store.durability().level}"
+        what = f"{store.settings.storage.where}: {store.stats()['backend']}, durability {store.durability().level}"
     say(f"{what}, opened by process {os.getpid()}")
     rows = [
         (
@@ -215,21 +222,21 @@ def _chosen(store: Store, agent: str | None) -> Sequence[str]:
 
 @app.command()
 @telling_errors
-def stats(directory: Directory = None, config: ConfigFile = None) -> None:
+def stats(place: Place = None, config: ConfigFile = None) -> None:
     """Show figures of a store and its engine."""
-    with open_to_look(directory, config) as store:
+    with open_to_look(place, config) as store:
         found = list(figures(store.stats()))
     say(table("Store and engine", ("figure", "value"), found))
 
 
 @app.command()
 @telling_errors
-def verify(directory: Directory = None, config: ConfigFile = None) -> None:
+def verify(place: Place = None, config: ConfigFile = None) -> None:
     """Check every invariant of a store.
 
     Each record is read and compared with every index and counter. Nothing is changed.
     """
-    with open_to_look(directory, config) as store:
+    with open_to_look(place, config) as store:
         report = store.verify()
     _tell(report)
     if not report.ok:
@@ -242,13 +249,13 @@ def verify(directory: Directory = None, config: ConfigFile = None) -> None:
 
 @app.command()
 @telling_errors
-def repair(directory: Directory = None, config: ConfigFile = None) -> None:
+def repair(place: Place = None, config: ConfigFile = None) -> None:
     """Rebuild counters and indexes.
 
     Whatever is derived is made anew from the episodes: counters, relevance order, idempotency keys. Copy the
     directory first.
     """
-    with open_existing(directory, config) as store:
+    with open_existing(place, config) as store:
         report = store.repair()
     say(f"rebuilt; problems before: {len(report.before.problems):,}, now:")
     _tell(report.after)
@@ -261,13 +268,18 @@ def repair(directory: Directory = None, config: ConfigFile = None) -> None:
 
 @app.command()
 @telling_errors
-def compact(directory: Directory = None, config: ConfigFile = None) -> None:
+def compact(place: Place = None, config: ConfigFile = None) -> None:
     """Give the space of what was deleted back now.
 
     An engine does it by itself in time. This rewrites all files, which takes time and, until it is done, space.
     """
-    with open_existing(directory, config) as store:
-        path = Path(store.settings.storage.data_path)
+    with open_existing(place, config) as store:
+        path = store.directory
+        if path is None:
+            raise InvalidError(
+                f"{store.settings.storage.where} has no files here to rewrite",
+                remedy="leave it to the database, which gives space back by itself",
+            )
         before = disk_use(path)
         store.compact()
     say(f"{path}: {before.data:,} bytes before, {disk_use(path).data:,} now")
@@ -276,7 +288,7 @@ def compact(directory: Directory = None, config: ConfigFile = None) -> None:
 @app.command()
 @telling_errors
 def recover(
-    directory: Directory = None,
+    place: Place = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     config: ConfigFile = None,
 ) -> None:
@@ -285,13 +297,18 @@ def recover(
     For a store that is refused because durable writes are missing, or because its log is damaged. Says what is wrong,
     asks, and shows what was kept and what was lost. Copy the directory first.
     """
-    recover_run.run(_existing(directory, config), confirmed=yes)
+    settings = _existing(place, config)
+    if settings.storage.dsn is not None:
+        raise InvalidError(
+            f"{settings.storage.where} has no files here to recover", remedy="see what the database itself logs"
+        )
+    recover_run.run(settings, confirmed=yes)
 
 
 @app.command()
 @telling_errors
 def reembed(
-    directory: Directory = None,
+    place: Place = None,
     embedder: Annotated[
         str | None, typer.Option(metavar="NAME", help="static, openai, or a plugin's.  [default: as configured]")
     ] = None,
@@ -302,9 +319,9 @@ def reembed(
     Its vectors are made beside those in use, which one key then switches. Interrupted, run it again: it goes on where
     it was. Its settings are those of [search.embedders.NAME] in the configuration.
     """
-    settings = _existing(directory, config)
+    settings = _existing(place, config)
     chosen = embedder or settings.search.embedder
-    with open_store(_without_embedder(settings)) as store:
+    with _open(_without_embedder(settings)) as store:
         total = sum(store.agent_memory(agent_id).get_statistics().total_episodes for agent_id in store.agents())
         with ProgressBar(f"embedding with {chosen}", total) as bar:
             made = store.reembed(
@@ -315,18 +332,58 @@ def reembed(
         say(f'open the store with [search] embedder = "{chosen}" from now on')
 
 
+@app.command()
+@telling_errors
+def copy(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Directory of the store, or URL of its database.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="Directory or database that holds nothing yet.")],
+    backend: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Storage engine of the copy.  [default: rocksdb, or the URL's]")
+    ] = None,
+    compression: Annotated[
+        str | None, typer.Option(metavar="NAME", help="none, lz4, snappy or zstd.  [default: lz4]")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, metavar="FILE", help="TOML file with the settings of the copy."),
+    ] = None,
+    source_config: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, metavar="FILE", help="TOML file with the settings of SRC."),
+    ] = None,
+) -> None:
+    """Copy a store to another place, and to another engine.
+
+    Everything goes over: memories, history, search, accounts. SRC stays as it is; of a database that others write to
+    an instant is copied. Interrupted, run it again: it goes on where it was. Until the copy is complete, compared and
+    verified, nothing opens it.
+    """
+    given = source if source_config is None else _settings(source_config, source)
+    report = copying_run.run(given, _settings(config, target, backend=backend, compression_type=compression))
+    if report.problems:
+        _show_problems(report.problems)
+        raise DataError(
+            f"the copy is complete, with {counted(len(report.problems), 'problem')} that the source has too",
+            remedy="qilbee repair mends what is derived",
+        )
+
+
 def _without_embedder(settings: Settings) -> Settings:
     """For whoever does not search: no model is loaded, and nobody is asked."""
     return replace(settings, search=replace(settings.search, embedder="static"))
 
 
 def _tell(report: VerifyReport) -> None:
-    if report.problems:
-        say(table("Problems", ("invariant", "agent", "what", "repair"), map(_problem, report.problems[:_ROWS_MAX])))
-    if len(report.problems) > _ROWS_MAX:
-        say(f"and {len(report.problems) - _ROWS_MAX:,} more")
+    _show_problems(report.problems)
     verdict = "all is as it should be" if report.ok else counted(len(report.problems), "problem")
     say(f"{counted(report.agents, 'agent')}, {counted(report.episodes, 'episode')}: {verdict}")
+
+
+def _show_problems(problems: Sequence[Problem]) -> None:
+    if problems:
+        say(table("Problems", ("invariant", "agent", "what", "repair"), map(_problem, problems[:_ROWS_MAX])))
+    if len(problems) > _ROWS_MAX:
+        say(f"and {len(problems) - _ROWS_MAX:,} more")
 
 
 def _problem(problem: Problem) -> tuple[str, str, str, str]:
@@ -336,13 +393,13 @@ def _problem(problem: Problem) -> tuple[str, str, str, str]:
 # --- consolidation
 
 Agent = Annotated[str, typer.Argument(metavar="AGENT", help="Id of the agent.")]
-HeldDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of the store.")]
+NamedPlace = Annotated[str, typer.Argument(metavar="STORE", help="Directory of the store, or URL of its database.")]
 
 
 @app.command()
 @telling_errors
 def consolidate(
-    directory: HeldDirectory,
+    place: NamedPlace,
     agent: Agent,
     policy: Annotated[
         str | None,
@@ -356,7 +413,7 @@ def consolidate(
 
     A policy decides what takes the place of what. qilbee undo brings it back.
     """
-    with (open_to_look if dry_run else open_existing)(directory, config) as store:
+    with (open_to_look if dry_run else open_existing)(place, config) as store:
         (agent_id,) = _chosen(store, agent)
         chosen = policy or store.settings.memory.consolidation_policy
         consolidation_run.consolidate(store.agent_memory(agent_id), chosen, since, dry_run=dry_run)
@@ -365,7 +422,7 @@ def consolidate(
 @app.command()
 @telling_errors
 def undo(
-    directory: HeldDirectory,
+    place: NamedPlace,
     agent: Agent,
     consolidation: Annotated[
         str | None, typer.Argument(metavar="ID", help="Which one.  [default: show those that can be undone]")
@@ -376,7 +433,7 @@ def undo(
 
     What gave way comes back as it was, and what was created goes. Without ID it shows which can be undone.
     """
-    with (open_to_look if consolidation is None else open_existing)(directory, config) as store:
+    with (open_to_look if consolidation is None else open_existing)(place, config) as store:
         (agent_id,) = _chosen(store, agent)
         if consolidation is None:
             consolidation_run.list_consolidations(store.agent_memory(agent_id))
@@ -454,38 +511,41 @@ def _source(name: str, key: str, given: Mapping[str, Mapping[str, object]]) -> s
 # --- what the commands share
 
 
-def _settings(config: Path | None, directory: Path | None, **given: str | None) -> Settings:
+def _settings(config: Path | None, place: str | None, **given: str | None) -> Settings:
     """The settings of the file and the environment, with what the command line says."""
     overrides: dict[str, object] = {key: value for key, value in given.items() if value is not None}
-    if directory is not None:
-        overrides["data_path"] = directory
     settings = _settings_type.load() if config is None else _settings_type.from_toml(config)
-    return settings.with_storage(overrides)
+    return settings.at(place).with_storage(overrides)
 
 
 def _plugins(settings: Settings) -> Plugins:
     return load_plugins(disabled=settings.plugins.disabled)
 
 
-def _existing(directory: Path | None, config: Path | None) -> Settings:
-    """The settings of a store that is there already: to look at one must not make it."""
-    settings = _settings(config, directory)
+def _existing(place: str | None, config: Path | None) -> Settings:
+    """The settings of a store that is there already, as far as a directory shows."""
+    settings = _settings(config, place)
     path = Path(settings.storage.data_path)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if settings.storage.dsn is None and (not path.exists() or (path.is_dir() and not any(path.iterdir()))):
         raise NotFoundError(f"there is no store in {path}", remedy="check the path; qilbee quickstart makes one")
     return settings
 
 
-def open_existing(directory: Path | None, config: Path | None) -> Store:
-    """The store in a directory, or of a file of settings; NotFoundError where there is none."""
-    return open_store(_existing(directory, config))
+def _open(settings: Settings) -> Store:
+    # To look at a store must not make it. What else a directory holds is told by whoever opens it.
+    return open_store(settings, create=settings.storage.dsn is None)
 
 
-def open_to_look(directory: Path | None, config: Path | None) -> Store:
+def open_existing(place: str | None, config: Path | None) -> Store:
+    """The store in a directory or a database, or of a file of settings; NotFoundError where there is none."""
+    return _open(_existing(place, config))
+
+
+def open_to_look(place: str | None, config: Path | None) -> Store:
     """The same, or while another process has it, what it is at this moment."""
-    settings = _without_embedder(_existing(directory, config))
+    settings = _without_embedder(_existing(place, config))
     try:
-        return open_store(settings)
+        return _open(settings)
     except StoreLockedError as error:
         try:
             store = open_store(settings, read_only=True)

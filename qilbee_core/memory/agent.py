@@ -13,6 +13,7 @@ from qilbee_core.errors import ConflictError, InvalidError, NotFoundError, shown
 from qilbee_core.ids import format_id, parse_id
 from qilbee_core.interfaces import ConsolidationPolicy
 from qilbee_core.limits import BATCH_EPISODES_MAX
+from qilbee_core.memory.filters import EpisodeFilter
 from qilbee_core.memory.found import SearchResult, SearchStatus
 from qilbee_core.memory.operations import BatchTooLargeError, Operations
 from qilbee_core.memory.statistics import ClearReceipt, ForgetReceipt, MemoryStatistics, PurgeReceipt
@@ -128,33 +129,41 @@ class AgentMemory:
         before: str | None = None,
         episode_type: str | None = None,
         memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         as_of: datetime | None = None,
     ) -> list[Episode]:
         """The newest episodes by event time, newest first.
 
         ``before`` is the id of an episode, usually the last of the page before: only older ones are
         given. Going from page to page gives each episode once; one that is stored late, with an event time
-        that lies between pages already given, is not in them. A filter that few episodes match reads through
-        those that do not.
+        that lies between pages already given, is not in them.
+
+        Only what is of the types given, with ``start <= event time < end``, is in the answer. A time is read and
+        nothing beside it; a type that few episodes have reads through the others. These four mean the same wherever
+        they are taken.
 
         With ``as_of`` they are those of that transaction time, as they were, see :meth:`get_episode`. It reads through
         what was stored since, and through what has ended.
         """
-        return self._operations.recent(limit, before, episode_type, memory_type, as_of)
+        where = EpisodeFilter.of(episode_type, memory_type, start, end)
+        return self._operations.recent(limit, before, where, as_of)
 
     def recall(
         self,
         limit: int = 10,
         *,
         min_relevance: float | None = None,
-        memory_type: MemoryType | None = None,
         episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
     ) -> list[Episode]:
         """The most relevant episodes now, most relevant first, at the same cost for any number of episodes.
 
         What is pinned comes first, the newest before the older ones. ``min_relevance`` (0 to 1) leaves out what is less
-        relevant. To recall is not to access: it reinforces nothing. A filter by episode type that few match reads
-        through those that do not.
+        relevant. To recall is not to access: it reinforces nothing. A filter by episode type or time that few match
+        reads through those that do not; one by memory type costs nothing.
 
         >>> from qilbee_core import open_store
         >>> with open_store(backend="ephemeral") as store:
@@ -164,20 +173,25 @@ class AgentMemory:
         ...     [episode.content["observation"] for episode in memory.recall(2)]
         ['oak', 'tea']
         """
-        return self._operations.recall(limit, min_relevance, memory_type, episode_type)
+        where = EpisodeFilter.of(episode_type, memory_type, start, end)
+        return self._operations.recall(limit, min_relevance, where)
 
     def episodes(
         self,
         start: datetime | None = None,
         end: datetime | None = None,
         *,
+        after: str | None = None,
         reverse: bool = False,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
         as_of: datetime | None = None,
     ) -> Iterator[Episode]:
         """All episodes with ``start <= event time < end``, oldest first, read as they are asked for.
 
-        They are those of the moment of the call, whatever is written meanwhile. With ``as_of`` they are those of that
-        transaction time, as they were, see :meth:`get_episode`.
+        They are those of the moment of the call, whatever is written meanwhile. ``after`` is the id of an episode,
+        also of one that is gone: what comes after it in this order is given, so a reading that broke off goes on.
+        With ``as_of`` they are those of that transaction time, as they were, see :meth:`get_episode`.
 
         >>> from datetime import UTC, datetime, timedelta
         >>> from qilbee_core import open_store
@@ -189,7 +203,8 @@ class AgentMemory:
         ...     [episode.content["observation"] for episode in memory.episodes(as_of=known)]
         ['Ana lives in Oslo.']
         """
-        return self._operations.between(start, end, reverse=reverse, as_of=as_of)
+        where = EpisodeFilter.of(episode_type, memory_type, start, end)
+        return self._operations.between(where, after, reverse=reverse, as_of=as_of)
 
     def search_episodes(
         self,
@@ -208,9 +223,9 @@ class AgentMemory:
         who speaks, and the days that the query names. Only what is of the types given, with ``start <= event time <
         end``, is found. Whatever was stored before the call can be found; what fits in nothing is left out.
 
-        With ``as_of`` only what was known at that transaction time is given, and as it was then; see
-        :meth:`get_episode`. It is found by what it says now, so what is retired by now is not, and it must be among the
-        thousand best of today. That holds for all searches.
+        With ``as_of`` only what was known at that transaction time is given, as it was and if it was of the types then;
+        see :meth:`get_episode`. It is found by what it says now, so what is retired by now is not, and it must be among
+        the thousand best of today. That holds for all searches.
 
         >>> from qilbee_core import Episode, open_store
         >>> with open_store(backend="ephemeral") as store:
@@ -220,9 +235,8 @@ class AgentMemory:
         ...     [episode.content["observation"] for episode in memory.search_episodes("number of my order")]
         ['The order number is 48213.']
         """
-        return self._operations.search(
-            query, limit, episode_type=episode_type, memory_type=memory_type, start=start, end=end, as_of=as_of
-        )
+        where = EpisodeFilter.of(episode_type, memory_type, start, end)
+        return self._operations.search(query, limit, where, as_of)
 
     def semantic_search(
         self,
@@ -230,6 +244,10 @@ class AgentMemory:
         limit: int = 10,
         min_score: float | None = None,
         *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         explain: bool = False,
         as_of: datetime | None = None,
     ) -> list[SearchResult]:
@@ -237,7 +255,8 @@ class AgentMemory:
 
         ``min_score`` leaves out what is less near; 1 or about it is the same, 0 is unrelated.
         """
-        return self._operations.search_by_meaning(query, limit, min_score, explain=explain, as_of=as_of)
+        where = EpisodeFilter.of(episode_type, memory_type, start, end)
+        return self._operations.search_by_meaning(query, limit, min_score, where, as_of, explain=explain)
 
     def hybrid_search(
         self,
@@ -245,24 +264,40 @@ class AgentMemory:
         limit: int = 10,
         semantic_weight: float | None = None,
         *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         explain: bool = False,
         as_of: datetime | None = None,
     ) -> list[SearchResult]:
         """The episodes that fit a query best by words and meaning together, best first.
 
-        ``semantic_weight`` is the share of meaning, from 0 (words alone) to 1 (meaning alone); left out, it is the one
-        that finds most. With ``explain`` each result says which part of its score comes from what.
+        ``semantic_weight`` is the share of meaning, from 0 (words alone, as :meth:`search_episodes` finds them) to 1
+        (meaning alone); left out, it is the one that finds most. With ``explain`` each result says which part of its
+        score comes from what.
         """
-        return self._operations.search_by_both(query, limit, semantic_weight, explain=explain, as_of=as_of)
+        where = EpisodeFilter.of(episode_type, memory_type, start, end)
+        return self._operations.search_by_both(query, limit, semantic_weight, where, as_of, explain=explain)
 
     def find_similar_episodes(
-        self, id: str, limit: int = 10, *, explain: bool = False, as_of: datetime | None = None
+        self,
+        id: str,
+        limit: int = 10,
+        *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        explain: bool = False,
+        as_of: datetime | None = None,
     ) -> list[SearchResult]:
         """The episodes that are nearest in meaning to a stored one, best first, without itself.
 
         NotFoundError where there is no such episode.
         """
-        return self._operations.find_similar(id, limit, explain=explain, as_of=as_of)
+        where = EpisodeFilter.of(episode_type, memory_type, start, end)
+        return self._operations.find_similar(id, limit, where, as_of, explain=explain)
 
     def get_semantic_search_status(self) -> SearchStatus:
         """Whether search is on, what it was made with, and how many episodes wait to be indexed."""

@@ -21,6 +21,7 @@ from qilbee_core.errors import ConflictError, NotFoundError, StoreClosedError
 from qilbee_core.interfaces import ConsolidationPolicy
 from qilbee_core.limits import BATCH_EPISODES_MAX
 from qilbee_core.memory.agent import AgentMemory, batches
+from qilbee_core.memory.filters import ANY, EpisodeFilter
 from qilbee_core.memory.found import SearchResult, SearchStatus
 from qilbee_core.memory.operations import Operations
 from qilbee_core.memory.statistics import ClearReceipt, ForgetReceipt, MemoryStatistics, PurgeReceipt
@@ -140,32 +141,39 @@ class AsyncAgentMemory:
         before: str | None = None,
         episode_type: str | None = None,
         memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         as_of: datetime | None = None,
     ) -> list[Episode]:
         """The newest episodes by event time, newest first."""
-        recent = self._operations.recent
-        is_short = type(limit) is int and limit <= _DIRECT_EPISODES_MAX
-        if is_short and episode_type is None and memory_type is None and as_of is None:
-            return await self._quick(recent, limit, before, None, None)
-        return await self._in_pool(recent, limit, before, episode_type, memory_type, as_of)
+        where = EpisodeFilter.of(episode_type, memory_type, start, end)
+        if where == ANY and as_of is None and type(limit) is int and limit <= _DIRECT_EPISODES_MAX:
+            return await self._quick(self._operations.recent, limit, before)
+        return await self._in_pool(self._operations.recent, limit, before, where, as_of)
 
     async def recall(
         self,
         limit: int = 10,
         *,
         min_relevance: float | None = None,
-        memory_type: MemoryType | None = None,
         episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
     ) -> list[Episode]:
         """The most relevant episodes now, most relevant first."""
-        return await self._in_pool(self._operations.recall, limit, min_relevance, memory_type, episode_type)
+        where = EpisodeFilter.of(episode_type, memory_type, start, end)
+        return await self._in_pool(self._operations.recall, limit, min_relevance, where)
 
     def episodes(
         self,
         start: datetime | None = None,
         end: datetime | None = None,
         *,
+        after: str | None = None,
         reverse: bool = False,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
         as_of: datetime | None = None,
     ) -> AsyncIterator[Episode]:
         """All episodes with ``start <= event time < end``, read page by page as they are asked for.
@@ -173,7 +181,8 @@ class AsyncAgentMemory:
         They are those of the moment of the call, whatever is written meanwhile; on an engine whose calls may
         block, those of the moment when the first one is asked for.
         """
-        between = partial(self._operations.between, start, end, reverse=reverse, as_of=as_of)
+        where = EpisodeFilter.of(episode_type, memory_type, start, end)
+        between = partial(self._operations.between, where, after, reverse=reverse, as_of=as_of)
         if not self._direct:
             return self._pages(between)
         remaining = between()
@@ -197,16 +206,8 @@ class AsyncAgentMemory:
         as_of: datetime | None = None,
     ) -> list[Episode]:
         """The episodes that fit a query best by their words, best first."""
-        return await self._in_pool(
-            self._memory.search_episodes,
-            query,
-            limit,
-            episode_type=episode_type,
-            memory_type=memory_type,
-            start=start,
-            end=end,
-            as_of=as_of,
-        )
+        where = EpisodeFilter.of(episode_type, memory_type, start, end)
+        return await self._in_pool(self._operations.search, query, limit, where, as_of)
 
     async def semantic_search(
         self,
@@ -214,11 +215,17 @@ class AsyncAgentMemory:
         limit: int = 10,
         min_score: float | None = None,
         *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         explain: bool = False,
         as_of: datetime | None = None,
     ) -> list[SearchResult]:
         """The episodes that are nearest to a query in meaning, best first."""
-        return await self._in_pool(self._memory.semantic_search, query, limit, min_score, explain=explain, as_of=as_of)
+        where = EpisodeFilter.of(episode_type, memory_type, start, end)
+        search = self._operations.search_by_meaning
+        return await self._in_pool(search, query, limit, min_score, where, as_of, explain=explain)
 
     async def hybrid_search(
         self,
@@ -226,19 +233,33 @@ class AsyncAgentMemory:
         limit: int = 10,
         semantic_weight: float | None = None,
         *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
         explain: bool = False,
         as_of: datetime | None = None,
     ) -> list[SearchResult]:
         """The episodes that fit a query best by words and meaning together, best first."""
-        return await self._in_pool(
-            self._memory.hybrid_search, query, limit, semantic_weight, explain=explain, as_of=as_of
-        )
+        where = EpisodeFilter.of(episode_type, memory_type, start, end)
+        search = self._operations.search_by_both
+        return await self._in_pool(search, query, limit, semantic_weight, where, as_of, explain=explain)
 
     async def find_similar_episodes(
-        self, id: str, limit: int = 10, *, explain: bool = False, as_of: datetime | None = None
+        self,
+        id: str,
+        limit: int = 10,
+        *,
+        episode_type: str | None = None,
+        memory_type: MemoryType | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        explain: bool = False,
+        as_of: datetime | None = None,
     ) -> list[SearchResult]:
         """The episodes that are nearest in meaning to a stored one, best first."""
-        return await self._in_pool(self._memory.find_similar_episodes, id, limit, explain=explain, as_of=as_of)
+        where = EpisodeFilter.of(episode_type, memory_type, start, end)
+        return await self._in_pool(self._operations.find_similar, id, limit, where, as_of, explain=explain)
 
     async def get_semantic_search_status(self) -> SearchStatus:
         """Whether search is on, what it was made with, and how many episodes wait to be indexed."""

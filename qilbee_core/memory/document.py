@@ -115,6 +115,7 @@ class EpisodeDocument(Struct):
         episode._transaction_us = self.transaction_us
         episode._expires_us = self.expires_us
         episode._pinned = pinned
+        episode._ended_us = 0
         return episode
 
 

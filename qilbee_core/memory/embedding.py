@@ -49,7 +49,7 @@ from qilbee_core.memory.vectors import (
 )
 from qilbee_core.search.analysis import ANALYSER_VERSION
 from qilbee_core.search.index import AgentIndex
-from qilbee_core.search.nearest import Nearness, VectorNearness
+from qilbee_core.search.nearest import NEAREST, Nearness, VectorNearness
 from qilbee_core.search.question import CHARACTERS_MAX
 from qilbee_core.search.vectors import VectorIndex
 
@@ -164,13 +164,14 @@ class Embedding:
         return Direction(encoder.number, vector)
 
     def nearness(
-        self, agent: Agent, index: AgentIndex, direction: Direction | None, others: Callable[[], Nearness]
+        self, agent: Agent, index: AgentIndex, direction: Direction | None, others: Callable[[], Nearness], most: int
     ) -> VectorNearness | None:
-        """How near the turns of an index are; by ``others`` where an episode has no vector yet."""
+        """How near the turns of an index are, to find so many; by ``others`` where an episode has no vector yet."""
         vectors = None if direction is None else self._loaded(agent, index)
         if direction is None or vectors is None or vectors.model != direction.model:  # another one is used by now
             return None
-        return VectorNearness(index, vectors, direction.vector, others() if len(vectors) < len(index) else None)
+        rest = others() if len(vectors) < len(index) else None
+        return VectorNearness(index, vectors, direction.vector, rest, max(NEAREST, most + 1))  # one may be itself
 
     def of_episode(self, agent: Agent, index: AgentIndex, id_bytes: bytes) -> Direction | None:
         """What an episode means, if it has a vector."""

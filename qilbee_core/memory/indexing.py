@@ -1,6 +1,6 @@
 """Keeping search in step with what is stored: rows in the store, indexes in RAM, both by following the change log.
 
-One thread for each store makes the rows, some milliseconds behind the stores. A search begins with doing what is
+One thread for each store makes the rows, some tenths of a second behind the stores. A search begins with doing what is
 pending, so it finds whatever was stored before. There are never more than PENDING_MAX episodes pending of one agent:
 beyond that whoever stores does a part himself.
 """
@@ -40,13 +40,15 @@ PENDING_MAX = 10_000
 
 _HELP_EPISODES = 8
 """In a part that delays whoever stores."""
-_WORK_EPISODES = 32
+_WORK_EPISODES = 128
 """In a part of the thread."""
 _DRAIN_EPISODES = 256
 """In a part that a search waits for: the larger, the less each costs."""
-_POLL_S = 0.02
-_POLLS_IDLE = 50
+_POLL_S = 0.1
+_POLLS_IDLE = 10
 """So often the thread looks in vain for work before it waits to be woken, which costs the caller some microseconds."""
+_GATHER_S = 0.3
+"""So long it lets work come together: the more at once, the less each costs, and the fewer stores meet the thread."""
 _RETRY_S = 1.0
 _ATTEMPTS_MAX = 64
 
@@ -250,6 +252,8 @@ class Indexing:
                     self._stuck.clear()
                     retry_s = time.monotonic() + _RETRY_S
                 if self._queue:
+                    if idle:
+                        self._closing.wait(_GATHER_S)
                     idle = 0
                     self._round()
                 elif idle < _POLLS_IDLE or self._stuck:
@@ -257,8 +261,6 @@ class Indexing:
                     self._closing.wait(_POLL_S)
                 else:
                     self._sleep()
-                    idle = 0
-                    self._closing.wait(_POLL_S)  # more of the same is likely to come: take it together
         except StoreClosedError:
             pass
 

@@ -13,13 +13,14 @@ from itertools import islice, repeat
 from operator import itemgetter
 from typing import NamedTuple
 
-from qilbee_core.episode import Episode, MemoryType
-from qilbee_core.errors import InvalidError, shown
-from qilbee_core.ids import lowest_id, parse_id, us_of_datetime
+from qilbee_core.episode import Episode
+from qilbee_core.errors import InvalidError
+from qilbee_core.ids import parse_id, us_of_datetime
 from qilbee_core.keys import Space, place_of
-from qilbee_core.limits import LIMIT_MAX, check_flag, check_limit, check_memory_type, check_moment, check_share
+from qilbee_core.limits import LIMIT_MAX, check_flag, check_limit, check_moment, check_share
 from qilbee_core.memory.commit import Agent, Context
 from qilbee_core.memory.document import MEMORY_TYPE_NUMBERS, EpisodeDocument
+from qilbee_core.memory.filters import ANY, EpisodeFilter
 from qilbee_core.memory.past import Past, Version
 from qilbee_core.memory.relevance import PINNED_ORDERS, STRENGTH_MIN, Order, relevance, vitality
 from qilbee_core.memory.state import State, decode_state, first_state, has_expired
@@ -94,29 +95,22 @@ class Reads:
         return episodes
 
     def recent(
-        self,
-        limit: int,
-        before: str | None,
-        episode_type: str | None,
-        memory_type: MemoryType | None,
-        as_of: datetime | None = None,
+        self, limit: int, before: str | None, where: EpisodeFilter = ANY, as_of: datetime | None = None
     ) -> list[Episode]:
         """The newest by event time, below ``before``."""
         check_limit(limit)
-        before_bytes = None if before is None else parse_id(before)
-        check_filters(episode_type, memory_type)
+        low, high = where.bounds(before, reverse=True)
         if as_of is not None:
-            past = self._past_between(b"", before_bytes, as_of, reverse=True)
-            return list(islice((episode for episode in past if matches(episode, episode_type, memory_type)), limit))
-        if episode_type is None and memory_type is None:
-            pairs = self._newest(limit, before_bytes)
+            past = self._past_between(low, high, as_of, reverse=True)
+            return list(islice(filter(where.passes, past), limit))
+        if where == ANY:
+            pairs = self._newest(limit, high)
             restored_all = self._restore_all(pairs, [pair[0] for pair in pairs], self._context.now_us())
             episodes = [episode for episode in restored_all if episode is not None]
             if len(episodes) == len(pairs):
                 return episodes
             # Some have expired: there may be others behind them.
-        restored = self._restored(pair_of(row) for row in self._scan(before_bytes))
-        return list(islice((episode for episode in restored if matches(episode, episode_type, memory_type)), limit))
+        return list(islice(filter(where.passes, self._scan(low, high, reverse=True)), limit))
 
     def _newest(self, limit: int, before: bytes | None) -> list[tuple[bytes, bytes]]:
         context, agent = self._context, self._agent
@@ -132,73 +126,59 @@ class Reads:
         return known
 
     def _first(self, before: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
-        return [pair_of(row) for row in self._context.first(*self._below(before), limit, reverse=True)]
+        return [pair_of(row) for row in self._context.first(*self._range(b"", before), limit, reverse=True)]
 
-    def _scan(self, before: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-        return self._backend.scan(*self._below(before), reverse=True)
-
-    def _below(self, before: bytes | None) -> tuple[bytes, bytes | None]:
-        start, stop = self._keys.range(Space.EPISODE)
-        return start, stop if before is None else self._keys.episode(before)
-
-    def between(
-        self, start: datetime | None, end: datetime | None, *, reverse: bool, as_of: datetime | None = None
-    ) -> Iterator[Episode]:
-        """Episodes with ``start <= event time < end``, as they are or were, one at a time."""
-        check_flag(reverse, "reverse")
-        low, high = b"", None
-        if start is not None:
-            check_moment(start, "start")
-            low = lowest_id(us_of_datetime(start))
-        if end is not None:
-            check_moment(end, "end")
-            high = lowest_id(us_of_datetime(end))
-        if as_of is not None:
-            return self._past_between(low, high, as_of, reverse=reverse)
-        stop = self._keys.range(Space.EPISODE)[1] if high is None else self._keys.episode(high)
-        rows = self._backend.scan(self._keys.episode(low), stop, reverse=reverse)
+    def _scan(self, low: bytes, high: bytes | None, *, reverse: bool) -> Iterator[Episode]:
+        """Episodes with ``low <= id < high``, one at a time; they are those of the moment of the call."""
+        rows = self._backend.scan(*self._range(low, high), reverse=reverse)
         return self._restored(pair_of(row) for row in rows)
 
-    def recall(
-        self,
-        limit: int,
-        min_relevance: float | None,
-        memory_type: MemoryType | None,
-        episode_type: str | None,
-    ) -> list[Episode]:
+    def _range(self, low: bytes, high: bytes | None) -> tuple[bytes, bytes | None]:
+        return self._keys.episode(low), self._keys.range(Space.EPISODE)[1] if high is None else self._keys.episode(high)
+
+    def between(
+        self, where: EpisodeFilter, after: str | None, *, reverse: bool, as_of: datetime | None = None
+    ) -> Iterator[Episode]:
+        """Episodes in the order of event time, from behind ``after`` on, as they are or were, one at a time."""
+        check_flag(reverse, "reverse")
+        low, high = where.bounds(after, reverse=reverse)
+        if as_of is None:
+            episodes = self._scan(low, high, reverse=reverse)
+        else:
+            episodes = self._past_between(low, high, as_of, reverse=reverse)
+        return filter(where.passes, episodes) if where.has_types else episodes
+
+    def recall(self, limit: int, min_relevance: float | None, where: EpisodeFilter) -> list[Episode]:
         """The most relevant now, those that are pinned first."""
         check_limit(limit)
         if min_relevance is not None:
             check_share(min_relevance, "min_relevance")
-        check_filters(episode_type, memory_type)
         while True:
             in_force = self._orders()
-            orders = [each for each in (*PINNED_ORDERS, *in_force) if memory_type in (None, each.memory_type)]
+            orders = [each for each in (*PINNED_ORDERS, *in_force) if where.memory_type in (None, each.memory_type)]
             if (head := self._agent.head) is not None:
                 orders = [order for order in orders if order.number in head.tallies]  # the others are empty
-            episodes = self._recalled(orders, limit, min_relevance, memory_type, episode_type)
+            episodes = self._recalled(orders, limit, min_relevance, where)
             if self._orders() is in_force:
                 return episodes
             # Others took their place meanwhile: some rows may be gone, and some relevances are those of the new ones.
 
     def _recalled(
-        self,
-        orders: Sequence[Order],
-        limit: int,
-        min_relevance: float | None,
-        memory_type: MemoryType | None,
-        episode_type: str | None,
+        self, orders: Sequence[Order], limit: int, min_relevance: float | None, where: EpisodeFilter
     ) -> list[Episode]:
         now_us = self._context.now_us()
+        low, high = where.bounds()
         found: dict[bytes, Episode] = {}  # one that moves meanwhile may be met in two places
         for ranked in self._ranked(orders, now_us, reverse=True):
             if min_relevance is not None and ranked.relevance < min_relevance:
                 break
+            if ranked.id_bytes < low or (high is not None and ranked.id_bytes >= high):
+                continue
             value = self._backend.get(self._keys.episode(ranked.id_bytes))
             if value is None:
                 continue
             episode = self._restore(ranked.id_bytes, value, self._state(ranked.id_bytes), now_us)
-            if episode is not None and matches(episode, episode_type, memory_type):
+            if episode is not None and where.passes(episode):
                 found[ranked.id_bytes] = episode
                 if len(found) == limit:
                     break
@@ -366,16 +346,3 @@ def checked_us(as_of: datetime) -> int:
     """A time to look back to, in microseconds."""
     check_moment(as_of, "as_of")
     return us_of_datetime(as_of)
-
-
-def check_filters(episode_type: str | None, memory_type: MemoryType | None) -> None:
-    """Refuse what is neither None nor the name of a type."""
-    if memory_type is not None:
-        check_memory_type(memory_type)
-    if episode_type is not None and type(episode_type) is not str:
-        raise InvalidError(f"episode_type is {shown(episode_type)}", remedy="give the name of a type")
-
-
-def matches(episode: Episode, episode_type: str | None, memory_type: MemoryType | None) -> bool:
-    """Whether an episode is of the types asked for; None: of any."""
-    return episode_type in (None, episode.episode_type) and memory_type in (None, episode.memory_type)

@@ -8,21 +8,20 @@ from functools import partial
 from math import isfinite
 from typing import Protocol
 
-from qilbee_core.episode import Episode, MemoryType
+from qilbee_core.episode import Episode
 from qilbee_core.errors import InvalidError, NotFoundError, shown
-from qilbee_core.ids import format_id, parse_id, us_of_datetime
+from qilbee_core.ids import format_id, parse_id
 from qilbee_core.limits import LIMIT_MAX, check_flag, check_limit, check_moment
-from qilbee_core.memory.document import MEMORY_TYPE_NUMBERS
 from qilbee_core.memory.embedding import Direction
+from qilbee_core.memory.filters import EpisodeFilter
 from qilbee_core.memory.found import SearchResult, SearchStatus
-from qilbee_core.memory.reads import FRESH, check_filters
+from qilbee_core.memory.reads import FRESH
 from qilbee_core.memory.retiring import Retiring
 from qilbee_core.search.analysis import ANALYSER_VERSION
 from qilbee_core.search.index import AgentIndex
 from qilbee_core.search.meaning import Meaning
 from qilbee_core.search.nearest import Nearness
 from qilbee_core.search.question import question_of
-from qilbee_core.search.score import Filter
 from qilbee_core.search.search import Hit, hybrid, keyword, semantic, similar, words_of
 from qilbee_core.search.table import TABLE_DIMENSIONS, TABLE_MODEL
 
@@ -40,71 +39,68 @@ class Question(Protocol):
 class Searches(Retiring):
     """The operations that find episodes by what they say, and all those that read and write."""
 
-    def search(
-        self,
-        query: str,
-        limit: int,
-        *,
-        episode_type: str | None,
-        memory_type: MemoryType | None,
-        start: datetime | None,
-        end: datetime | None,
-        as_of: datetime | None = None,
-    ) -> list[Episode]:
+    def search(self, query: str, limit: int, where: EpisodeFilter, as_of: datetime | None) -> list[Episode]:
         """The episodes that fit best by their words."""
         check_query(query)
         check_limit(limit)
-        check_filters(episode_type, memory_type)
-        for name, moment in (("start", start), ("end", end)):
-            if moment is not None:
-                check_moment(moment, name)
-        where = Filter(
-            episode_type,
-            None if memory_type is None else MEMORY_TYPE_NUMBERS[memory_type],
-            None if start is None else us_of_datetime(start),
-            None if end is None else us_of_datetime(end),
-        )
-        now_us = self._context.now_us()
+        now_us, among = self._context.now_us(), where.in_index(as_of)
 
         def question(index: AgentIndex, most: int) -> list[Hit]:
-            return keyword(index, query, most, where=where, at_us=now_us)
+            return keyword(index, query, most, where=among, at_us=now_us)
 
-        return [episode for _, episode in self._found(question, limit, as_of)]
+        return [episode for _, episode in self._found(question, limit, where, as_of)]
 
     def search_by_meaning(
-        self, query: str, limit: int, min_score: float | None, *, explain: bool, as_of: datetime | None = None
+        self,
+        query: str,
+        limit: int,
+        min_score: float | None,
+        where: EpisodeFilter,
+        as_of: datetime | None,
+        *,
+        explain: bool,
     ) -> list[SearchResult]:
         """The episodes that are nearest in meaning."""
         check_query(query)
         check_limit(limit)
         check_score(min_score)
-
-        asked = self._indexing.embedding.asked(query)
+        asked, among = self._indexing.embedding.asked(query), where.in_index(as_of)
 
         def question(index: AgentIndex, most: int) -> list[Hit]:
-            return semantic(index, query, most, nearness=self._nearness(index, asked, query), min_score=min_score)
+            nearness = self._nearness(index, asked, query, most)
+            return semantic(index, query, most, nearness=nearness, where=among, min_score=min_score)
 
-        return self._results(question, limit, as_of, explain=explain)
+        return self._results(question, limit, where, as_of, explain=explain)
 
     def search_by_both(
-        self, query: str, limit: int, semantic_weight: float | None, *, explain: bool, as_of: datetime | None = None
+        self,
+        query: str,
+        limit: int,
+        semantic_weight: float | None,
+        where: EpisodeFilter,
+        as_of: datetime | None,
+        *,
+        explain: bool,
     ) -> list[SearchResult]:
         """The episodes that fit best by words and meaning."""
         check_query(query)
         check_limit(limit)
-        now_us = self._context.now_us()
+        now_us, among = self._context.now_us(), where.in_index(as_of)
         asked = None if semantic_weight == 0 else self._indexing.embedding.asked(query)
 
         def question(index: AgentIndex, most: int) -> list[Hit]:
-            nearness = self._nearness(index, asked, query)
-            return hybrid(index, query, most, semantic_weight=semantic_weight, nearness=nearness, at_us=now_us)
+            nearness, weight = self._nearness(index, asked, query, most), semantic_weight
+            return hybrid(index, query, most, semantic_weight=weight, nearness=nearness, where=among, at_us=now_us)
 
-        return self._results(question, limit, as_of, explain=explain)
+        return self._results(question, limit, where, as_of, explain=explain)
 
-    def find_similar(self, id: str, limit: int, *, explain: bool, as_of: datetime | None = None) -> list[SearchResult]:
+    def find_similar(
+        self, id: str, limit: int, where: EpisodeFilter, as_of: datetime | None, *, explain: bool
+    ) -> list[SearchResult]:
         """The episodes that are nearest in meaning to one of them."""
         id_bytes = parse_id(id)
         check_limit(limit)
+        among = where.in_index(as_of)
 
         def question(index: AgentIndex, most: int) -> list[Hit]:
             if id_bytes not in index:
@@ -112,9 +108,10 @@ class Searches(Retiring):
             embedding = self._indexing.embedding
             own = embedding.of_episode(self._agent, index, id_bytes)
             words = partial(words_of, index, id_bytes)
-            return similar(index, id_bytes, most, nearness=embedding.nearness(self._agent, index, own, words))
+            nearness = embedding.nearness(self._agent, index, own, words, most)
+            return similar(index, id_bytes, most, nearness=nearness, where=among)
 
-        return self._results(question, limit, as_of, explain=explain)
+        return self._results(question, limit, where, as_of, explain=explain)
 
     def search_status(self) -> SearchStatus:
         """What is indexed, and how."""
@@ -135,15 +132,17 @@ class Searches(Retiring):
             embedder_problem=embedding.problem,
         )
 
-    def _nearness(self, index: AgentIndex, asked: Direction | None, query: str) -> Nearness | None:
+    def _nearness(self, index: AgentIndex, asked: Direction | None, query: str, most: int) -> Nearness | None:
         """By the encoder, where there is one that could be asked."""
 
         def words() -> Meaning:
             return Meaning(index, question_of(query, index, 0).idfs)
 
-        return self._indexing.embedding.nearness(self._agent, index, asked, words)
+        return self._indexing.embedding.nearness(self._agent, index, asked, words, most)
 
-    def _results(self, question: Question, limit: int, as_of: datetime | None, *, explain: bool) -> list[SearchResult]:
+    def _results(
+        self, question: Question, limit: int, where: EpisodeFilter, as_of: datetime | None, *, explain: bool
+    ) -> list[SearchResult]:
         check_flag(explain, "explain")
         return [
             SearchResult(
@@ -153,19 +152,21 @@ class Searches(Retiring):
                 semantic_score=hit.semantic_score,
                 explanation=dict(hit.parts) if explain else None,
             )
-            for hit, episode in self._found(question, limit, as_of)
+            for hit, episode in self._found(question, limit, where, as_of)
         ]
 
-    def _found(self, question: Question, limit: int, as_of: datetime | None) -> list[tuple[Hit, Episode]]:
+    def _found(
+        self, question: Question, limit: int, where: EpisodeFilter, as_of: datetime | None
+    ) -> list[tuple[Hit, Episode]]:
         """What answers a question as it is now; or what of it was known at a time, as it was."""
         if as_of is None:
-            return self._read(self._ask(lambda index: question(index, limit)))
+            return self._read(self._ask(lambda index: question(index, limit)), where)
         check_moment(as_of, "as_of")
         most = limit
         while True:
             hits = self._ask(partial(question, most=most))
-            past = self._get_past([hit.id_bytes for hit in hits], as_of)
-            found = [(hit, episode) for hit, episode in zip(hits, past, strict=True) if episode is not None]
+            past = zip(hits, self._get_past([hit.id_bytes for hit in hits], as_of), strict=True)
+            found = [(hit, episode) for hit, episode in past if episode is not None and where.passes(episode)]
             if len(found) >= limit or len(hits) < most or most == LIMIT_MAX:
                 return found[:limit]
             most = min(4 * most, LIMIT_MAX)
@@ -177,15 +178,15 @@ class Searches(Retiring):
             )
         return self._indexing.ask(self._agent, question)
 
-    def _read(self, hits: Sequence[Hit]) -> list[tuple[Hit, Episode]]:
-        """The episodes of hits, as they are now; without those that went meanwhile."""
+    def _read(self, hits: Sequence[Hit], where: EpisodeFilter) -> list[tuple[Hit, Episode]]:
+        """The episodes of hits, as they are now; without those that went, or became of another type, meanwhile."""
         ids = [hit.id_bytes for hit in hits]
         values = self._backend.get_many([self._keys.episode(id_bytes) for id_bytes in ids])
         now_us = self._context.now_us()
         found = []
         for hit, value, state in zip(hits, values, self._states(ids), strict=False):
             episode = None if value is None else self._restore(hit.id_bytes, value, state, now_us)
-            if episode is not None:
+            if episode is not None and where.passes(episode):
                 if episode.relevance < FRESH:
                     self._accessed(episode)
                 found.append((hit, episode))

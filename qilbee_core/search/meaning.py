@@ -50,10 +50,14 @@ class Meaning:
         """The nearness of some turns: about a cosine, 0 for what has nothing to do with it."""
         return self._nearness(*self._index.entries(turns), len(turns))
 
-    def of_all(self) -> NDArray[np.float64]:
-        """The nearness of every turn, NOWHERE and removed ones too."""
+    def of_all(self, among: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+        """The nearness of every turn, removed ones too; only that ``among`` some counts, where they are given."""
         index = self._index
         size = index.turns.size
+        if among is not None and 2 * np.count_nonzero(among) < size:  # of more it is quicker to take all
+            near, turns = np.zeros(size), np.flatnonzero(among)
+            near[turns] = self.of_turns(turns)
+            return near
         forward = index.forward
         owners = np.repeat(np.arange(size), np.diff(index.turns.entries_end[:size], prepend=np.uint32(0)))
         return self._nearness(owners, forward.term[: forward.size], forward.counts[: forward.size], size)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from qilbee_core.search.index import AgentIndex
 from qilbee_core.search.vectors import VectorIndex
 
-__all__ = ["Nearness", "VectorNearness"]
+__all__ = ["NEAREST", "Nearness", "VectorNearness"]
 
 NEAREST = 400
-"""Episodes that of_all() knows by their vectors; the others are farther away."""
+"""Episodes that of_all() knows by their vectors, where no more are asked for; the others are farther away."""
 
 
 class Nearness(Protocol):
@@ -23,8 +23,8 @@ class Nearness(Protocol):
         """Of some turns."""
         ...
 
-    def of_all(self) -> NDArray[np.float64]:
-        """Of every turn."""
+    def of_all(self, among: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+        """Of every turn; only that ``among`` some counts, where they are given."""
         ...
 
 
@@ -32,9 +32,15 @@ class VectorNearness:
     """The cosine of the vector of each turn's episode, and the nearness of ``others`` where it has none."""
 
     def __init__(
-        self, index: AgentIndex, vectors: VectorIndex, vector: NDArray[np.float32], others: Nearness | None
+        self,
+        index: AgentIndex,
+        vectors: VectorIndex,
+        vector: NDArray[np.float32],
+        others: Nearness | None,
+        count: int = NEAREST,
     ) -> None:
         self._index, self._vectors, self._vector, self._others = index, vectors, vector, others
+        self._count = count
 
     def of_turns(self, turns: NDArray[np.int64]) -> NDArray[np.float64]:
         """The nearness of some turns."""
@@ -44,12 +50,12 @@ class VectorNearness:
             near[missing] = 0.0 if self._others is None else self._others.of_turns(turns[missing])
         return near
 
-    def of_all(self) -> NDArray[np.float64]:
-        """The nearness of the NEAREST, and of those without a vector; 0 elsewhere."""
+    def of_all(self, among: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+        """The nearness of the nearest, of all or ``among`` some, and of those without a vector; 0 elsewhere."""
         index = self._index
         near = np.zeros(index.turns.size)
         if self._others is not None:
-            others = self._others.of_all()
+            others = self._others.of_all(among)
             if 2 * len(self._vectors) < len(index):  # whichever are fewer
                 near[:] = others
                 for id_bytes in self._vectors:
@@ -59,7 +65,8 @@ class VectorNearness:
                     if id_bytes not in self._vectors:
                         turns = index.turns_of(id_bytes)
                         near[turns] = others[turns]
-        for id_bytes, cosine in self._vectors.nearest(self._vector, NEAREST):
+        ids = None if among is None else index.timeline.ids_of(np.flatnonzero(among))
+        for id_bytes, cosine in self._vectors.nearest(self._vector, self._count, ids):
             if id_bytes in index:
                 near[index.turns_of(id_bytes)] = cosine
         return near

@@ -105,7 +105,7 @@ def semantic(
     check_limit(limit)
     if nearness is None:
         nearness = Meaning(index, question_of(query, index, 0).idfs)
-    return _nearest(index, nearness, limit, where.mask(index), min_score)
+    return _nearest(index, nearness, limit, where, min_score)
 
 
 def similar(
@@ -121,11 +121,8 @@ def similar(
     check_limit(limit)
     if id_bytes not in index:
         raise NotFoundError(f"episode {format_id(id_bytes)} is not in the index", remedy="use the id of a stored one")
-    mask = where.mask(index)
-    if mask is None:
-        mask = np.ones(index.turns.size, np.bool_)
-    mask[np.array(index.turns_of(id_bytes))] = False
-    return _nearest(index, nearness or words_of(index, id_bytes), limit, mask, min_score)
+    nearness = nearness or words_of(index, id_bytes)
+    return _nearest(index, nearness, limit, where, min_score, without=index.turns_of(id_bytes))
 
 
 def words_of(index: AgentIndex, id_bytes: bytes) -> Meaning:
@@ -139,9 +136,17 @@ def words_of(index: AgentIndex, id_bytes: bytes) -> Meaning:
 
 
 def _nearest(
-    index: AgentIndex, nearness: Nearness, limit: int, mask: NDArray[np.bool_] | None, min_score: float | None
+    index: AgentIndex,
+    nearness: Nearness,
+    limit: int,
+    where: Filter,
+    min_score: float | None,
+    *,
+    without: range = range(0),
 ) -> list[Hit]:
-    near = nearness.of_all()
+    mask = where.mask(index)
+    near = nearness.of_all(None if where == EVERYTHING else mask)
+    near[without.start : without.stop] = 0.0
     turns = np.flatnonzero(near > 0 if mask is None else mask & (near > 0))
     near = near[turns]
     best = _best(index, turns, near, _candidates(limit))
@@ -174,7 +179,8 @@ def _ranked(
         meaning > MEANING or not isinstance(nearness, Meaning) or np.count_nonzero(rough) < limit
     ):
         turns = np.arange(index.turns.size) if mask is None else np.flatnonzero(mask)
-        rough = words * scores.rough(turns) + meaning * nearness.of_all()[turns] * scores.factor(turns)
+        near = nearness.of_all(None if where == EVERYTHING else mask)
+        rough = words * scores.rough(turns) + meaning * near[turns] * scores.factor(turns)
     found = np.flatnonzero(rough > 0)
     turns = turns[found][_best(index, turns[found], rough[found], _candidates(limit))]
     if not len(turns):

@@ -8,7 +8,8 @@ The caller locks as for :class:`~qilbee_core.search.index.AgentIndex`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,17 +104,22 @@ class VectorIndex:
         row = self._rows.get(id_bytes)
         return None if row is None or not self._scale[row] else self._bytes[row] * self._scale[row]
 
-    def nearest(self, vector: NDArray[np.float32], count: int) -> list[tuple[bytes, float]]:
-        """The ``count`` episodes of greatest cosine, best first, newest first where equal."""
-        size = len(self._ids)
-        rows = np.arange(size)
+    def nearest(
+        self, vector: NDArray[np.float32], count: int, among: Iterable[bytes] | None = None
+    ) -> list[tuple[bytes, float]]:
+        """The ``count`` episodes of greatest cosine, of all or ``among`` some, best first, newest first where equal."""
+        rows = np.arange(len(self._ids))
+        if among is not None:
+            is_wanted = np.zeros(len(rows) + 1, np.bool_)  # the last one stands for those without a vector
+            is_wanted[list(map(self._rows.get, among, repeat(-1)))] = True
+            rows = np.flatnonzero(is_wanted[:-1])
         candidates = max(CANDIDATES, 2 * count)
-        if size > candidates:
-            different = np.zeros(size, np.uint16)
+        if len(rows) > candidates:
+            different = np.zeros(len(rows), np.uint16)
             for line, signs in zip(self._signs, self._signs_of(vector), strict=True):
-                different += np.bitwise_count(line[:size] ^ signs)
+                different += np.bitwise_count((line[: len(rows)] if among is None else line[rows]) ^ signs)
             # All that differ as little as the last candidate: the choice does not depend on the order of rows.
-            rows = np.flatnonzero(different <= np.searchsorted(np.cumsum(np.bincount(different)), candidates))
+            rows = rows[different <= np.searchsorted(np.cumsum(np.bincount(different)), candidates)]
         cosines = self._cosines(rows, vector)
         if len(rows) > count:
             kept = np.flatnonzero(cosines >= np.partition(cosines, -count)[-count])

@@ -248,6 +248,11 @@ def _about(change: Change, caller: Caller, event_type: str, username: str | None
 def _secret(store: Store, settings: AccountSettings) -> bytes:
     if settings.secret_file is not None:
         return load_secret(Path(settings.secret_file))
+    if store.settings.storage.dsn is not None:
+        raise SettingsError(
+            "each server of this database needs the secret that signs tokens, and it is in none of them",
+            remedy="give accounts.secret_file, with the same 32 bytes for each server; the first one makes it",
+        )
     if store.directory is None:
         return secrets.token_bytes(SECRET_BYTES)  # what it signs ends with the store, which keeps nothing either
     return load_secret(store.directory / SECRET_NAME)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from functools import lru_cache
 
 from msgspec import Struct
 
@@ -61,7 +62,8 @@ def check_roles(roles: Iterable[str]) -> tuple[str, ...]:
     return found
 
 
-def permissions_of(roles: Iterable[str]) -> frozenset[Permission]:
+@lru_cache(256)
+def permissions_of(roles: tuple[str, ...]) -> frozenset[Permission]:
     """What the roles give together; one of a later release gives nothing."""
     return frozenset[Permission]().union(*(ROLES.get(role, ()) for role in roles))
 
@@ -95,7 +97,7 @@ class Principal(Struct, frozen=True, kw_only=True):
             agent_id = unicodedata.normalize("NFC", agent_id)
             if agent_id not in self.agents:
                 return False
-        return any(permission in ROLES.get(role, ()) for role in self.roles)
+        return permission in permissions_of(self.roles)
 
     @property
     def rate_key(self) -> str:

@@ -174,18 +174,20 @@ class Sessions:
     def _end(self, caller: Caller, session_id: str, event_type: str) -> None:
         principal = _known(caller)
 
-        def plan(change: Change) -> None:
+        def plan(change: Change) -> bool:
             session = self._live_session(change, session_id)
             if session is None:
-                return
+                return False
             if session.user_id != principal.user_id and not principal.may(Permission.ADMIN):
                 raise PermissionDeniedError("that is the session of another user")
             change.delete(SESSIONS, session_id)
             change.record(
                 event_of(event_type, caller, change.now_us, action=event_type.replace("_", " "), resource="session")
             )
+            return True
 
-        self._tables.change(plan, durable=True)
+        if not self._tables.change(plan, durable=True):
+            self._tables.flush()  # whoever has ended it may not have seen that become durable
 
     def change_password(self, caller: Caller, current: str, new: str) -> None:
         """Give oneself another password, which ends all one's sessions; AuthenticationError if the old one is wrong."""

@@ -254,6 +254,10 @@ class Tables:
         for name, value in self.rows.scan(table.name(prefix), reverse=reverse):
             yield name[len(table.prefix) :], table.decode(name, value)
 
+    def flush(self) -> None:
+        """Return once a power cut can take back nothing of what is there."""
+        self._store.flush()
+
     def change(self, plan: Callable[[Change], V], *, durable: bool = False) -> V:
         """Write what ``plan`` wants, and give what it gave. It is called again where another writer was quicker.
 

@@ -30,8 +30,12 @@ audit_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the user.")]
 Data = Annotated[
-    Path | None,
-    typer.Option("--data", metavar="DIR", help="Directory of the store.  [default: data_path of the configuration]"),
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="STORE",
+        help="Directory of the store, or URL of its database.  [default: that of the configuration]",
+    ),
 ]
 ConfigFile = Annotated[
     Path | None,
@@ -293,7 +297,7 @@ class _Directory:
 
 @contextmanager
 def _place(
-    data: Path | None, config: Path | None, url: str | None, user: str, *, looks: bool = False
+    data: str | None, config: Path | None, url: str | None, user: str, *, looks: bool = False
 ) -> Iterator[_Directory | QilbeeDB]:
     """Where the accounts are that a command is about: in a directory, or behind a server."""
     if url is not None:

@@ -25,13 +25,16 @@ _OWN = {
         typer.Option(exists=True, dir_okay=False, metavar="FILE", help="TOML file with the settings."),
     ],
     "data": Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Directory of the store.  [default: data_path of the configuration]"),
+        str | None,
+        typer.Option(
+            metavar="STORE",
+            help="Directory of the store, or URL of its database.  [default: that of the configuration]",
+        ),
     ],
 }
 
 
-def _serve(config: Path | None, data: Path | None, **given: object) -> None:
+def _serve(config: Path | None, data: str | None, **given: object) -> None:
     """Serve the memories of a store over HTTP.
 
     Each setting of the table [server] is a flag here, a variable QILBEE_SERVER_..., and a key in FILE; a flag beats a
@@ -44,8 +47,6 @@ def _serve(config: Path | None, data: Path | None, **given: object) -> None:
             f"the server needs {error.name}, which is not installed", remedy="pip install 'qilbee-core[server]'"
         ) from error
     environ = dict(os.environ)
-    if data is not None:
-        environ["QILBEE_STORAGE_DATA_PATH"] = os.fspath(data)
     for name, value in given.items():
         if value is not None:
             environ[f"QILBEE_SERVER_{name.upper()}"] = (
@@ -54,7 +55,10 @@ def _serve(config: Path | None, data: Path | None, **given: object) -> None:
     settings = (
         ServiceSettings.load(environ=environ) if config is None else ServiceSettings.from_toml(config, environ=environ)
     )
-    serve(settings, ready=lambda url: typer.echo(f"QilbeeDB listens on {url}, for people; for programs see {url}/docs"))
+    serve(
+        settings.at(data),
+        ready=lambda url: typer.echo(f"QilbeeDB listens on {url}, for people; for programs see {url}/docs"),
+    )
 
 
 def _parameters() -> Iterator[inspect.Parameter]:

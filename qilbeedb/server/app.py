@@ -10,14 +10,16 @@ request itself.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from functools import partial
 from ipaddress import ip_network
 from itertools import count
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from starlette.middleware.cors import CORSMiddleware
@@ -65,7 +67,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _TARGET_BYTES_MAX = 8192
 
 
-class _Sent(NamedTuple):
+class _Sent(Struct, frozen=True, gc=False):
     """What is sent: encoded, with everything that is said about it."""
 
     status: int
@@ -88,17 +90,16 @@ class Application:
         self._id_start = secrets.token_hex(4)
         self._ids = count(1)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer one request, or go along with the life of the server."""
         if scope["type"] == "http":
-            await self._http(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        else:
-            raise AssertionError(f"{scope['type']!r} is not spoken here")
+            return self._http(scope, receive, send)
+        assert scope["type"] == "lifespan", f"{scope['type']!r} is not spoken here"
+        return self._lifespan(scope, receive, send)
 
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
+        scope["state"]["connections"] = self.services.connections  # our protocol has them in there
         await send({"type": "lifespan.startup.complete"})
         await receive()
         try:
@@ -119,7 +120,7 @@ class Application:
         try:
             endpoint, parameters = self._find(scope)
             meter = endpoint.meter
-            sent = await self._answer(endpoint, parameters, scope, headers, receive, request_id)
+            sent = await self._answer(endpoint, parameters, scope, headers, receive)
         except DisconnectedError:
             return
         except QilbeeError as error:
@@ -178,15 +179,21 @@ class Application:
         scope: Scope,
         headers: dict[bytes, bytes],
         receive: Receive,
-        request_id: str,
     ) -> _Sent:
         route, services = endpoint.route, self.services
-        caller = self._caller(route, scope, headers)
         # What tells how the server is must be answered also while there is too much to do.
-        if route.permission is not Permission.PUBLIC and services.in_flight > self._settings.requests_max:
-            raise UnavailableError("the server has too many requests at once", remedy="wait and send it again")
+        if route.permission is not Permission.PUBLIC:
+            if services.in_flight > self._settings.requests_max:
+                raise UnavailableError("the server has too many requests at once", remedy="wait and send it again")
+            if "crowded" in scope["state"]:
+                raise UnavailableError("the server has too many connections at once", remedy="wait and send it again")
         agent_id = parameters.get("agent")
-        memory = None if agent_id is None else services.memory_of(agent_id)
+        if services.readers is None or (route.permission is Permission.PUBLIC and route.rate == "GeneralApi"):
+            caller = self._caller(route, scope, headers)
+            memory = None if agent_id is None else services.memory_of(agent_id)
+        else:  # both stand in a database, which may be long in answering
+            admit = partial(self._admit, route, scope, headers, agent_id)
+            caller, memory = await asyncio.get_running_loop().run_in_executor(services.readers, admit)
         self._check(caller, route, memory, route.dry_run)
         if endpoint.decoder is None:
             query = scope["query_string"]
@@ -199,7 +206,7 @@ class Application:
         is_real = route.dry_run is None or not body.dry_run  # type: ignore[attr-defined]
         if is_real and route.dry_run is not None:
             self._check(caller, route, memory)
-        call = Call(services, caller, body, parameters, headers, request_id, memory)
+        call = Call(services, caller, body, parameters, memory)
         answer = await (self._slowly(route, call) if route.slow else route.handler(call))
         if route.audit is not None and is_real:
             await services.record(route.audit, caller, route.summary, "" if memory is None else memory.agent_id)
@@ -209,6 +216,12 @@ class Application:
         assert isinstance(body_bytes, bytes)
         status = route.status if answer.status is None else answer.status
         return _Sent(status, body_bytes, answer.content_type or _JSON, answer.headers)
+
+    def _admit(
+        self, route: Route, scope: Scope, headers: Mapping[bytes, bytes], agent_id: str | None
+    ) -> tuple[Caller, AsyncAgentMemory | None]:
+        caller = self._caller(route, scope, headers)
+        return caller, None if agent_id is None else self.services.memory_of(agent_id)
 
     def _caller(self, route: Route, scope: Scope, headers: Mapping[bytes, bytes]) -> Caller:
         """Who calls, counted against his rate; AuthenticationError, and nothing else is looked at, if he is unknown."""
@@ -243,11 +256,12 @@ class Application:
 
         ``enough`` is another permission that will do: who may do something for real may also try it.
         """
-        agent_id = None if memory is None else memory.agent_id
         principal, permission = caller.principal, route.permission
-        if permission is not Permission.PUBLIC and (
-            principal is None
-            or not (principal.may(permission, agent_id) or (enough is not None and principal.may(enough, agent_id)))
+        if permission is Permission.PUBLIC:
+            return
+        agent_id = None if memory is None else memory.agent_id
+        if principal is None or not (
+            principal.may(permission, agent_id) or (enough is not None and principal.may(enough, agent_id))
         ):
             if self.services.accounts is not None:
                 self.services.accounts.refused(caller, "forbidden", route.path)
@@ -327,7 +341,7 @@ def _log_request(scope: Scope, status: int, took_s: float, request_id: str) -> N
         "request",
         extra={
             "method": scope["method"],
-            "path": scope["path"],
+            "path": scope["raw_path"].decode("latin-1"),  # still quoted: nothing in it looks like another figure
             "status": status,
             "took_ms": round(took_s * 1000, 3),
             "request_id": request_id,

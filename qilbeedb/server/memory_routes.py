@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
-from datetime import datetime, timedelta
-from typing import NamedTuple
+from datetime import datetime
+from typing import TypedDict
 
 from qilbee_core import Episode, InvalidError, MemoryType, NotFoundError, SearchResult, store_anew
 from qilbeedb.accounts import Permission
@@ -13,6 +13,7 @@ from qilbeedb.exceptions import NotEnabledError
 from qilbeedb.server.route import Call, Reply, route
 from qilbeedb.wire import (
     Answer,
+    AsOfQuery,
     BoostBody,
     ClearAnswer,
     ConsolidateBody,
@@ -20,24 +21,27 @@ from qilbeedb.wire import (
     ConsolidationsAnswer,
     EpisodeAnswer,
     EpisodesAnswer,
+    EpisodesQuery,
+    EraseQuery,
+    Filtered,
     ForgetAnswer,
     ForgetBody,
     HistoryAnswer,
     HybridBody,
     IdsBody,
-    Limit,
-    Moment,
     Nothing,
     PinBody,
     PurgeAnswer,
     PurgeBody,
     RecallBody,
-    Request,
+    RecentQuery,
     Result,
     ResultsAnswer,
+    SearchAnswer,
     SearchBody,
     SearchStatusAnswer,
     SemanticBody,
+    SimilarQuery,
     StatisticsAnswer,
     StoreBody,
     StoredAnswer,
@@ -50,50 +54,9 @@ from qilbeedb.wire import (
     seconds_of,
 )
 
-__all__ = ["MEMORY_ROUTES", "RecentQuery"]
+__all__ = ["MEMORY_ROUTES"]
 
 _OK = 200
-
-
-class RecentQuery(Request):
-    """Which of the newest episodes to give. ``before`` is the ``nextCursor`` of the page before."""
-
-    limit: Limit = 10
-    before: str | None = None
-    type: str | None = None
-    memory_type: MemoryType | None = None
-    as_of: Moment | None = None
-
-
-class EpisodesQuery(Request):
-    """Which episodes to give, the oldest first. ``cursor`` is the ``nextCursor`` of the page before."""
-
-    start: Moment | None = None
-    end: Moment | None = None
-    reverse: bool = False
-    cursor: str | None = None
-    limit: Limit = 100
-    as_of: Moment | None = None
-
-
-class AsOfQuery(Request):
-    """At which transaction time an episode is to be given as it was."""
-
-    as_of: Moment | None = None
-
-
-class LimitQuery(Request):
-    """How many to give."""
-
-    limit: Limit = 10
-    explain: bool = False
-    as_of: Moment | None = None
-
-
-class EraseQuery(Request):
-    """Whether the bytes of what is deleted are to be gone from the files when the answer comes."""
-
-    erase: bool = False
 
 
 class DeletedAnswer(Answer):
@@ -189,11 +152,7 @@ async def get_recent(call: Call[RecentQuery]) -> EpisodesAnswer:
     """The newest, newest first."""
     query = call.body
     episodes = await call.memory.get_recent_episodes(
-        query.limit,
-        before=query.before,
-        episode_type=query.type,
-        memory_type=query.memory_type,
-        as_of=_as_of(query),
+        query.limit, before=query.before, as_of=_as_of(query), **_filters(query)
     )
     return _page(episodes, episodes[-1].id if len(episodes) == query.limit else None)
 
@@ -201,20 +160,12 @@ async def get_recent(call: Call[RecentQuery]) -> EpisodesAnswer:
 async def list_episodes(call: Call[EpisodesQuery]) -> EpisodesAnswer:
     """All of a time, page by page."""
     query = call.body
-    start, end = _between(query)
-    cursor = None if query.cursor is None else _Cursor.parse(query.cursor)
-    if cursor is not None and not query.reverse:
-        start = cursor.event_time
-    elif cursor is not None:
-        end = cursor.event_time + timedelta(microseconds=1)
     found: list[Episode] = []
-    found_all = call.memory.episodes(start, end, reverse=query.reverse, as_of=_as_of(query))
+    found_all = call.memory.episodes(after=query.cursor, reverse=query.reverse, as_of=_as_of(query), **_filters(query))
     async with aclosing(found_all) as episodes:  # type: ignore[type-var]
         async for episode in episodes:
-            if cursor is not None and (episode.id >= cursor.id if query.reverse else episode.id <= cursor.id):
-                continue
             if len(found) == query.limit:
-                return _page(found, str(_Cursor(found[-1].event_time, found[-1].id)))
+                return _page(found, found[-1].id)
             found.append(episode)
     return _page(found, None)
 
@@ -222,10 +173,7 @@ async def list_episodes(call: Call[EpisodesQuery]) -> EpisodesAnswer:
 async def recall(call: Call[RecallBody]) -> EpisodesAnswer:
     """The most relevant, most relevant first."""
     body = call.body
-    episodes = await call.memory.recall(
-        body.limit, min_relevance=body.min_relevance, memory_type=body.memory_type, episode_type=body.episode_type
-    )
-    return _page(episodes, None)
+    return _page(await call.memory.recall(body.limit, min_relevance=body.min_relevance, **_filters(body)), None)
 
 
 async def history(call: Call[Nothing]) -> HistoryAnswer:
@@ -233,36 +181,24 @@ async def history(call: Call[Nothing]) -> HistoryAnswer:
     return HistoryAnswer(episodes=_all(await call.memory.history(call.parameters["id"])))
 
 
-class _Cursor(NamedTuple):
-    """The last episode of a page."""
-
-    event_time: datetime
-    id: str
-
-    def __str__(self) -> str:
-        return f"{self.event_time.isoformat()}~{self.id}"
-
-    @classmethod
-    def parse(cls, text: str) -> _Cursor:
-        moment, _, episode_id = text.partition("~")
-        try:
-            event_time = datetime.fromisoformat(moment)
-        except ValueError:
-            event_time = datetime.min
-        if event_time.tzinfo is None or not episode_id:
-            raise InvalidError("the cursor is none of ours", remedy="give the nextCursor of the page before")
-        return cls(event_time, episode_id)
+class _Filters(TypedDict):
+    episode_type: str | None
+    memory_type: MemoryType | None
+    start: datetime | None
+    end: datetime | None
 
 
-def _between(query: EpisodesQuery | SearchBody) -> tuple[datetime | None, datetime | None]:
-    return (
-        None if query.start is None else moment_of(query.start, "start"),
-        None if query.end is None else moment_of(query.end, "end"),
-    )
+def _filters(asked: Filtered) -> _Filters:
+    return {
+        "episode_type": asked.episode_type,
+        "memory_type": asked.memory_type,
+        "start": None if asked.start is None else moment_of(asked.start, "start"),
+        "end": None if asked.end is None else moment_of(asked.end, "end"),
+    }
 
 
 def _as_of(
-    query: AsOfQuery | EpisodesQuery | HybridBody | IdsBody | LimitQuery | RecentQuery | SearchBody | SemanticBody,
+    query: AsOfQuery | EpisodesQuery | HybridBody | IdsBody | RecentQuery | SearchBody | SemanticBody | SimilarQuery,
 ) -> datetime | None:
     return None if query.as_of is None else moment_of(query.as_of, "asOf")
 
@@ -282,21 +218,17 @@ def _not_there(call: Call[AsOfQuery] | Call[EraseQuery] | Call[Nothing]) -> NotF
 # --- searching
 
 
-async def search(call: Call[SearchBody]) -> EpisodesAnswer:
+async def search(call: Call[SearchBody]) -> SearchAnswer:
     """By words."""
     _check_search(call)
-    body = call.body
-    start, end = _between(body)
-    episodes = await call.memory.search_episodes(
-        body.query,
-        body.limit,
-        episode_type=body.episode_type,
-        memory_type=body.memory_type,
-        start=start,
-        end=end,
-        as_of=_as_of(body),
-    )
-    return _page(episodes, None)
+    body, memory = call.body, call.memory
+    where, as_of = _filters(body), _as_of(body)
+    if not body.explain:
+        return SearchAnswer(episodes=_all(await memory.search_episodes(body.query, body.limit, as_of=as_of, **where)))
+    # Without any share of meaning it is the same search, and says why.
+    found = await memory.hybrid_search(body.query, body.limit, 0, explain=True, as_of=as_of, **where)
+    results = _results(found).results
+    return SearchAnswer(episodes=[result.episode for result in results], results=results)
 
 
 async def semantic_search(call: Call[SemanticBody]) -> ResultsAnswer:
@@ -305,7 +237,7 @@ async def semantic_search(call: Call[SemanticBody]) -> ResultsAnswer:
     body = call.body
     return _results(
         await call.memory.semantic_search(
-            body.query, body.limit, body.min_score, explain=body.explain, as_of=_as_of(body)
+            body.query, body.limit, body.min_score, explain=body.explain, as_of=_as_of(body), **_filters(body)
         )
     )
 
@@ -316,18 +248,18 @@ async def hybrid_search(call: Call[HybridBody]) -> ResultsAnswer:
     body = call.body
     return _results(
         await call.memory.hybrid_search(
-            body.query, body.limit, body.semantic_weight, explain=body.explain, as_of=_as_of(body)
+            body.query, body.limit, body.semantic_weight, explain=body.explain, as_of=_as_of(body), **_filters(body)
         )
     )
 
 
-async def find_similar(call: Call[LimitQuery]) -> ResultsAnswer:
+async def find_similar(call: Call[SimilarQuery]) -> ResultsAnswer:
     """What is like an episode."""
     _check_search(call)
     query = call.body
     return _results(
         await call.memory.find_similar_episodes(
-            call.parameters["id"], query.limit, explain=query.explain, as_of=_as_of(query)
+            call.parameters["id"], query.limit, explain=query.explain, as_of=_as_of(query), **_filters(query)
         )
     )
 
@@ -350,7 +282,7 @@ async def search_status(call: Call[Nothing]) -> SearchStatusAnswer:
     )
 
 
-def _check_search(call: Call[SearchBody] | Call[SemanticBody] | Call[HybridBody] | Call[LimitQuery]) -> None:
+def _check_search(call: Call[SearchBody] | Call[SemanticBody] | Call[HybridBody] | Call[SimilarQuery]) -> None:
     if not call.services.search_is_on:
         raise NotEnabledError("search is not enabled on this server")
 
@@ -485,7 +417,7 @@ MEMORY_ROUTES = (
     route(
         "POST", f"{_EPISODES}/get", _P.READ, get_episodes, "Episodes by their ids", IdsBody, EpisodesAnswer, slow=True
     ),
-    route("POST", f"{_EPISODES}/search", _P.READ, search, "Search by words", SearchBody, EpisodesAnswer, slow=True),
+    route("POST", f"{_EPISODES}/search", _P.READ, search, "Search by words", SearchBody, SearchAnswer, slow=True),
     route(
         "POST",
         f"{_EPISODES}/semantic-search",
@@ -536,7 +468,7 @@ MEMORY_ROUTES = (
         _P.READ,
         find_similar,
         "Episodes like this one",
-        LimitQuery,
+        SimilarQuery,
         ResultsAnswer,
         slow=True,
     ),

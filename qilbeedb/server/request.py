@@ -22,6 +22,8 @@ __all__ = ["DisconnectedError", "check_own_page", "client_address", "decode", "p
 S = TypeVar("S", bound=Struct)
 
 _FIELDS_MAX = 100
+_HOPS_MAX = 16
+"""Proxies of ours that a request may have come by. The client writes the beginning of the list."""
 _JSON = b"application/json"
 
 
@@ -76,7 +78,7 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[S]) -> S:
 def parse_query(query: bytes, takes: type[S]) -> S:
     """The query of a request in the form of ``takes``; where a key is there twice, the last one counts.
 
-    >>> from qilbeedb.server.memory_routes import RecentQuery
+    >>> from qilbeedb.wire import RecentQuery
     >>> parse_query(b"limit=3&type=action", RecentQuery).limit
     3
     """
@@ -151,7 +153,7 @@ def client_address(peer: str, headers: Mapping[bytes, bytes], trusted: tuple[IPv
     forwarded = headers.get(b"x-forwarded-for")
     if forwarded is None or not trusted:
         return peer
-    hops = [hop.strip() for hop in forwarded.decode("latin-1").split(",")]
+    hops = [hop.strip() for hop in forwarded.decode("latin-1").rsplit(",", _HOPS_MAX)]
     address = peer
     while hops and _is_in(address, trusted):
         hop = hops.pop()
@@ -168,4 +170,5 @@ def _is_in(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> boo
         parsed = ip_address(address)
     except ValueError:
         return False
+    parsed = getattr(parsed, "ipv4_mapped", None) or parsed  # as a socket for both tells an address of IPv4
     return any(parsed in network for network in networks)

@@ -33,10 +33,10 @@ class Call(Generic[B_co]):
     """One request that was let through: its caller may do what the route does, and its body is of the form asked for.
 
     ``body`` is what the route takes: the query of a GET or DELETE, else the JSON of the body. ``parameters`` are those
-    of the path, decoded; ``headers`` has their names in lower case.
+    of the path, decoded.
     """
 
-    __slots__ = ("_memory", "body", "caller", "headers", "parameters", "request_id", "services")
+    __slots__ = ("_memory", "body", "caller", "parameters", "services")
 
     def __init__(
         self,
@@ -44,16 +44,12 @@ class Call(Generic[B_co]):
         caller: Caller,
         body: B_co,
         parameters: Mapping[str, str],
-        headers: Mapping[bytes, bytes],
-        request_id: str,
         memory: AsyncAgentMemory | None = None,
     ) -> None:
         self.services = services
         self.caller = caller
         self.body = body
         self.parameters = parameters
-        self.headers = headers
-        self.request_id = request_id
         self._memory = memory
 
     @property

@@ -9,10 +9,12 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from types import FrameType
 
 import uvicorn
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 _SWITCH_INTERVAL_S = 0.001
 """How long a thread of the pool keeps the interpreter from the event loop; 5 ms by default, which one would notice."""
 _BACKLOG = 2048
+_FILES_BESIDE = 1024
+"""What the store may have open beside the connections, about."""
 
 
 def serve(settings: ServiceSettings, *, ready: Callable[[str], object] = lambda _: None) -> None:
@@ -43,25 +47,39 @@ def serve(settings: ServiceSettings, *, ready: Callable[[str], object] = lambda 
     os.umask(0o077)  # whatever is made from now on is for this user alone
     set_up(its.log_level, its.log_format)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    listener = listen(its)
-    try:
-        store = open_store(settings)
-        try:
-            accounts = None if its.insecure_no_login else _open_accounts(store, settings)
-            app = create_app(store, accounts, settings)
-            server = _Server(uvicorn_config(app, its), ready, _url(its, listener))
-        except BaseException:
-            store.close()
-            raise
-        # uvicorn gives the signal on to whoever was asked before it: nobody, for what there is to do is done then.
-        signal.signal(signal.SIGTERM, _nothing)
-        signal.signal(signal.SIGINT, _nothing)
+    _allow_files(its.connections_max)
+    # The store is closed with the application, but for where a second signal ends the server: so here again.
+    with closing(listen(its)) as listener, open_store(settings) as store:
+        accounts = None if its.insecure_no_login else _open_accounts(store, settings)
+        app = create_app(store, accounts, settings)
+        server = _Server(uvicorn_config(app, its), ready, _url(its, listener))
+
+        def end(_number: int, _frame: FrameType | None) -> None:
+            server.should_exit = True
+
+        # uvicorn takes the signals over while it runs, and hands on those that came once it has ended.
+        signal.signal(signal.SIGTERM, end)
+        signal.signal(signal.SIGINT, end)
         gc.collect()
         gc.freeze()  # what is here now stays: looking through it again and again takes a tenth of a request
         server.run(sockets=[listener])
-    finally:
-        listener.close()
+        if accounts is not None:
+            accounts.close()
     log.info("ended")
+
+
+def _allow_files(connections: int) -> None:
+    """Let this process have as many files open as it may: a connection is one too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if resource.RLIM_INFINITY != hard < connections + _FILES_BESIDE:
+        log.warning(
+            "the system lets this process have %d files open, too few for server.connections_max = %d: "
+            "raise the limit (LimitNOFILE of systemd, ulimit -n), or lower the setting",
+            hard,
+            connections,
+        )
 
 
 def _open_accounts(store: Store, settings: ServiceSettings) -> Accounts:
@@ -92,7 +110,7 @@ def uvicorn_config(app: ASGIApp, its: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http=protocol(its.receive_timeout_s),
+        http=protocol(its.receive_timeout_s, its.connections_max),
         ws="none",
         lifespan="on",
         interface="asgi3",
@@ -132,7 +150,3 @@ def _url(its: ServerSettings, listener: socket.socket) -> str:
     scheme = "http" if its.tls_certificate is None else "https"
     host = f"[{its.host}]" if ":" in its.host else its.host
     return f"{scheme}://{host}:{listener.getsockname()[1]}"
-
-
-def _nothing(_number: int, _frame: FrameType | None) -> None:
-    pass

@@ -45,6 +45,9 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     keep_alive_s: Annotated[
         float, Meta(ge=0, le=3600, description="How long a connection without requests is kept.")
     ] = 75
+    connections_max: Annotated[
+        int, Meta(ge=1, le=100_000, description="Connections at once; whoever is slowest makes room for more.")
+    ] = 2048
     requests_max: Annotated[int, Meta(ge=1, le=100_000, description="Requests at once; more are answered 503.")] = 1024
     slow_requests_max: Annotated[
         int, Meta(ge=1, le=100_000, description="Of those, searches and others that take long; more are answered 503.")

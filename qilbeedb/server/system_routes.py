@@ -13,7 +13,7 @@ from qilbee_core import JSON, NotFoundError
 from qilbeedb.accounts import Permission
 from qilbeedb.server import docs_page, metrics, openapi
 from qilbeedb.server.route import Call, Reply, Route, route
-from qilbeedb.wire import Answer, HealthAnswer, JSONObject, Nothing, encode
+from qilbeedb.wire import Answer, HealthAnswer, JSONObject, Nothing, SnapshotAnswer, encode
 
 __all__ = ["SYSTEM_ROUTES"]
 
@@ -31,13 +31,6 @@ class StatsAnswer(Answer, rename=None):
 
     store: JSONObject
     server: JSONObject
-
-
-class SnapshotAnswer(Answer):
-    """Where a copy of the store is, on the server, and how large its files are."""
-
-    path: str
-    bytes: int
 
 
 async def health(call: Call[Nothing]) -> Reply | HealthAnswer:
@@ -64,6 +57,7 @@ async def show_metrics(call: Call[Nothing]) -> Reply:
             "Requests that are being answered; slow: those that take a place in the pool.",
             [({"slow": "false"}, services.in_flight), ({"slow": "true"}, services.slow_in_flight)],
         ),
+        *metrics.exposition("qilbee_connections", "gauge", "Open connections.", [({}, len(services.connections))]),
         *metrics.exposition(
             "qilbee_uptime_seconds", "gauge", "Age of the server.", [({}, time.monotonic() - services.began_s)]
         ),
@@ -101,6 +95,7 @@ async def stats(call: Call[Nothing]) -> StatsAnswer:
         server={
             "version": _VERSION,
             "uptime_s": time.monotonic() - services.began_s,
+            "connections": len(services.connections),
             "requests_in_flight": services.in_flight,
             "slow_requests_in_flight": services.slow_in_flight,
         },

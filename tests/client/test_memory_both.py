@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
-from itertools import count
+from itertools import count, islice, product
 from typing import Any
 
 import pytest
@@ -266,6 +266,89 @@ def test_what_is_like_an_episode_is_found(memory: AgentMemory) -> None:
         memory.find_similar_episodes(UNKNOWN_ID)
 
 
+VERBS: dict[str, Callable[..., list[Episode]]] = {
+    "recent": lambda memory, limit, **asked: memory.get_recent_episodes(limit, **asked),
+    "all": lambda memory, limit, **asked: list(islice(memory.episodes(**asked), limit)),
+    "recall": lambda memory, limit, **asked: memory.recall(limit, **asked),
+    "keyword": lambda memory, limit, **asked: memory.search_episodes("tea and oak", limit, **asked),
+    "semantic": lambda memory, limit, **asked: found(memory.semantic_search("a beverage", limit, **asked)),
+    "hybrid": lambda memory, limit, **asked: found(memory.hybrid_search("tea and oak", limit, 0.5, **asked)),
+    "similar": lambda memory, limit, **asked: found(memory.find_similar_episodes(anchor(memory), limit, **asked)),
+}
+
+
+def found(results: Any) -> list[Episode]:
+    return [result.episode for result in results]
+
+
+def anchor(memory: AgentMemory) -> str:
+    return memory.get_recent_episodes(1)[0].id
+
+
+@pytest.fixture(scope="module")
+def mixed(database: QilbeeDB) -> AgentMemory:
+    """A memory of all types and times, for tests that only read."""
+    memory = database.agent_memory("mixed")
+    kinds = product(["note", "fact"], ["episodic", "semantic", "procedural", "factual"], range(3))
+    memory.store_episodes(
+        [
+            Episode(
+                memory.agent_id,
+                kind,
+                {"observation": f"tea under oak number {number}" if number % 2 else f"a beverage in room {number}"},
+                memory_type=memory_type,  # type: ignore[arg-type]
+                event_time=MONDAY + timedelta(hours=hours),
+                relevance=0.9 - number / 100,
+            )
+            for number, (kind, memory_type, hours) in enumerate(kinds)
+        ]
+    )
+    return memory
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    verb=st.sampled_from(sorted(VERBS)),
+    limit=st.integers(1, 8),
+    asked=st.fixed_dictionaries(
+        {},
+        optional={
+            "episode_type": st.sampled_from(["note", "fact", "never"]),
+            "memory_type": st.sampled_from(["episodic", "semantic", "procedural", "factual"]),
+            "start": st.integers(0, 3).map(lambda hours: MONDAY + timedelta(hours=hours)),
+            "end": st.integers(0, 3).map(lambda hours: MONDAY + timedelta(hours=hours)),
+        },
+    ),
+)
+def test_every_verb_that_gives_episodes_takes_the_same_filters(
+    mixed: AgentMemory, verb: str, limit: int, asked: dict[str, Any]
+) -> None:
+    expected = [
+        episode
+        for episode in VERBS[verb](mixed, 1000)
+        if asked.get("episode_type", episode.episode_type) == episode.episode_type
+        and asked.get("memory_type", episode.memory_type) == episode.memory_type
+        and asked.get("start", MONDAY) <= episode.event_time < asked.get("end", MONDAY + timedelta(days=1))
+    ]
+    assert VERBS[verb](mixed, limit, **asked) == expected[:limit]
+
+
+def test_a_search_by_words_can_be_explained(mixed: AgentMemory) -> None:
+    results = mixed.hybrid_search("tea and oak", 5, 0, memory_type="factual", explain=True)
+    assert found(results) == mixed.search_episodes("tea and oak", 5, memory_type="factual")
+    for result in results:
+        assert result.explanation is not None
+        assert sum(result.explanation.values()) == pytest.approx(result.score)
+
+
+def test_a_reading_goes_on_behind_any_episode(memory: AgentMemory) -> None:
+    batch = [Episode.observation(memory.agent_id, str(number), event_time=MONDAY) for number in range(600)]
+    memory.store_episodes(batch)
+    assert texts(memory.episodes(after=batch[299].id)) == [str(number) for number in range(300, 600)]
+    assert texts(memory.episodes(after=batch[299].id, reverse=True)) == [str(number) for number in range(299)][::-1]
+    assert texts(memory.episodes(after=batch[-1].id)) == []
+
+
 def test_search_tells_its_status(memory: AgentMemory) -> None:
     note(memory, "something")
     memory.search_episodes("something")
@@ -491,6 +574,13 @@ BAD: dict[str, Callable[[Any], object]] = {
     "a filter that is no type": lambda memory: memory.get_recent_episodes(memory_type="episode"),
     "a start that is a number": lambda memory: list(memory.episodes(7)),
     "a direction that is none": lambda memory: list(memory.episodes(reverse="yes")),
+    "a place to go on at that is none": lambda memory: list(memory.episodes(after="7")),
+    "a type that is a number": lambda memory: memory.get_recent_episodes(episode_type=7),
+    "a type to list that is a number": lambda memory: list(memory.episodes(episode_type=7)),
+    "a memory type to recall that is none": lambda memory: memory.recall(memory_type="episode"),
+    "a start of what is similar that is text": lambda memory: memory.find_similar_episodes(anchor(memory), start="now"),
+    "an end of what is meant that is a number": lambda memory: memory.semantic_search("tea", end=7),
+    "a type of both that is none": lambda memory: memory.hybrid_search("tea", memory_type=7),
     "a query that is bytes": lambda memory: memory.search_episodes(b"tea"),
     "a query with a lone surrogate": lambda memory: memory.search_episodes("\ud800"),
     "a search for none": lambda memory: memory.search_episodes("tea", 0),

@@ -48,7 +48,6 @@ def test_nothing_is_sent_before_the_first_call() -> None:
     [
         ("localhost:7474", "http://localhost:7474"),
         ("127.0.0.1:7474/base", "http://127.0.0.1:7474"),
-        ("ftp://localhost", "http://"),
         ({}, "uri"),
         ({"uri": 7}, "uri"),
         ({"uri": "http://localhost", "timeout": "30"}, "timeout"),
@@ -69,6 +68,28 @@ def test_what_it_does_not_take_is_refused_with_what_to_write(given: object, said
     with pytest.raises(SettingsError, match=said):
         QilbeeDB(given)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("uri", ["ftp://localhost/x", "htpp://bot:secret@localhost:7474"])
+def test_a_url_that_no_engine_knows_is_refused_without_what_is_secret_in_it(uri: str) -> None:
+    with pytest.raises(InvalidError, match=f"no engine that is installed opens {uri[:4].strip(':')}:// URLs") as caught:
+        QilbeeDB(uri)
+    assert "secret" not in str(caught.value)
+
+    async def main() -> None:
+        db = AsyncQilbeeDB(uri)
+        assert "secret" not in repr(db)
+        with pytest.raises(InvalidError, match="no engine"):
+            await db.__aenter__()
+
+    asyncio.run(main())
+
+
+def test_a_path_is_a_path_whatever_database_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QILBEE_STORAGE_DSN", "postgresql://nobody@127.0.0.1:1/nowhere")
+    with QilbeeDB(tmp_path / "data") as db:
+        assert db.agents() == []
+    assert (tmp_path / "data" / "rocksdb").is_dir()
 
 
 def test_no_secret_is_shown() -> None:

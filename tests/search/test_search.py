@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from math import isclose
+from random import Random
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from qilbee_core.search.analysis import analyser
 from qilbee_core.search.columns import maximum_at
 from qilbee_core.search.index import AgentIndex
 from qilbee_core.search.lexicon import lexicon
+from qilbee_core.search.meaning import Meaning
 from qilbee_core.search.question import question_of
 from qilbee_core.search.rows import row_of
 from qilbee_core.search.search import Hit, hybrid, keyword, semantic, similar
@@ -268,3 +270,14 @@ def test_the_greatest_of_several_values_is_kept_whatever_their_order() -> None:
     np.maximum.at(expected, where, values)
     maximum_at(target, where, values)
     assert np.array_equal(target, expected)
+
+
+def test_the_meaning_of_some_turns_is_to_the_bit_what_it_is_among_all() -> None:
+    random = Random(3)
+    words = ["tea", "oak", "ink", "violin", "order", "harbour", "train", "letter", "invoice", "garden", "48213", "zqxj"]
+    index = indexed([Episode.observation("bot", " ".join(random.choices(words, k=6))) for _ in range(300)])
+    meaning = Meaning(index, question_of("music in the garden, 48213", index, 0).idfs)
+    everything = meaning.of_all()
+    for share in (0.0, 0.05, 0.3, 0.9):
+        among = np.array([False, *(random.random() < share for _ in range(index.turns.size - 1))])
+        assert meaning.of_all(among)[among].tobytes() == everything[among].tobytes()

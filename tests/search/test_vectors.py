@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qilbee_core import Episode
-from qilbee_core.ids import parse_id
+from qilbee_core.ids import event_us_of, parse_id
 from qilbee_core.search.analysis import analyser
 from qilbee_core.search.index import AgentIndex
 from qilbee_core.search.lexicon import lexicon
 from qilbee_core.search.meaning import Meaning
-from qilbee_core.search.nearest import VectorNearness
+from qilbee_core.search.nearest import NEAREST, VectorNearness
 from qilbee_core.search.question import question_of
 from qilbee_core.search.rows import row_of
+from qilbee_core.search.score import Filter
 from qilbee_core.search.search import Hit, hybrid, semantic, similar
 from qilbee_core.search.vectors import VectorIndex, rounded
 
@@ -121,3 +122,41 @@ def test_most_of_the_nearest_of_many_vectors_are_found_by_their_signs() -> None:
     exact = np.argsort(-(vectors @ query) / np.linalg.norm(vectors, axis=1))[:10]
     found = {int.from_bytes(id_bytes, "big") - 1 for id_bytes, _ in index.nearest(query, 10)}
     assert len(found & set(exact.tolist())) >= 9
+
+
+@given(data=st.data())
+def test_the_nearest_among_some_are_those_of_an_index_of_them_alone(data: st.DataObject) -> None:
+    random = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    ids = [number.to_bytes(16, "big") for number in range(1, 60)]
+    vectors = random.standard_normal((len(ids), 70)).astype(np.float32)
+    some = data.draw(st.lists(st.sampled_from(ids), unique=True))
+    index, alone = VectorIndex(70), VectorIndex(70)
+    put(index, ids, vectors)
+    if some:
+        put(alone, some, vectors[[ids.index(each) for each in some]])
+    query = random.standard_normal(70).astype(np.float32)
+    strangers = [b"\xff" * 16]  # without a vector
+    assert index.nearest(query, 10, [*some, *strangers, *some]) == alone.nearest(query, 10)
+
+
+def test_a_filter_finds_what_is_far_behind_the_nearest_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qilbee_core.search.vectors.CANDIDATES", 50)
+    episodes = [
+        Episode("bot", "rare" if number % 100 == 99 else "note", {"text": str(number)}) for number in range(1000)
+    ]
+    ids = [parse_id(episode.id) for episode in episodes]
+    index, vectors = index_of(episodes), VectorIndex(2)
+    angles = np.linspace(0.0, 1.5, len(ids))
+    put(vectors, ids, np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    rare, where = ids[99::100], Filter(episode_type="rare")
+    assert ids.index(rare[4]) > NEAREST
+
+    def nearness() -> VectorNearness:
+        return VectorNearness(index, vectors, np.array([1, 0], np.float32), None)
+
+    assert [hit.id_bytes for hit in semantic(index, "x", 10, nearness=nearness(), where=where)] == rare
+    by_both = hybrid(index, "x", 10, semantic_weight=0.5, nearness=nearness(), where=where)
+    assert [hit.id_bytes for hit in by_both] == rare
+    assert [hit.id_bytes for hit in similar(index, rare[0], 10, nearness=nearness(), where=where)] == rare[1:]
+    late = Filter(start_us=event_us_of(ids[990]))
+    assert {hit.id_bytes for hit in semantic(index, "x", 20, nearness=nearness(), where=late)} == set(ids[990:])

@@ -6,15 +6,17 @@ import asyncio
 import json
 import re
 import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from qilbee_core import Episode
 from qilbeedb.server.protocol import _go_on
 
-from .serving import PATIENCE_S, Serving, complete, serving
+from .serving import PATIENCE_S, Serving, complete, serving, wait_until
 
 EPHEMERAL = {"storage": {"backend": "ephemeral"}}
 BODY = json.dumps({"episodeType": "observation", "content": {"observation": "tea at five"}}).encode()
@@ -24,8 +26,8 @@ POST = (
 )
 
 
-def get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode()
+def get(path: str, *headers: str) -> bytes:
+    return "\r\n".join((f"GET {path} HTTP/1.1", "host: localhost", *headers, "", "")).encode()
 
 
 def connected(served: Serving) -> socket.socket:
@@ -127,3 +129,162 @@ def test_a_connection_without_requests_is_closed_and_one_with_requests_is_kept()
                     closed = closed or idle.recv(1) == b""
                 except BlockingIOError:
                     assert time.monotonic() - began_s < PATIENCE_S, "it is not closed"
+
+
+# --- slow ones, and too many of them
+
+
+def whole(connection: socket.socket) -> bytes:
+    """What comes until the server closes the connection."""
+    answer = b""
+    while part := connection.recv(65536):
+        answer += part
+    return answer
+
+
+@contextmanager
+def busy(
+    served: Serving, monkeypatch: pytest.MonkeyPatch, count: int
+) -> Iterator[tuple[list[socket.socket], threading.Event]]:
+    """So many connections, each with a request that takes until the event, or as long as this lasts."""
+    asked, going = threading.Semaphore(0), threading.Event()
+
+    def slow_agents() -> list[str]:
+        asked.release()
+        assert going.wait(PATIENCE_S)
+        return []
+
+    monkeypatch.setattr(served.store, "agents", slow_agents)
+    with ExitStack() as stack:
+        connections = [stack.enter_context(connected(served)) for _ in range(count)]
+        stack.callback(going.set)
+        for connection in connections:
+            connection.sendall(get("/agents"))
+            assert asked.acquire(timeout=PATIENCE_S)
+        yield connections, going
+
+
+def test_a_connection_more_than_allowed_is_told_so_and_health_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving({**EPHEMERAL, "server": {"connections_max": 3}}) as served:
+        with busy(served, monkeypatch, 3) as (allowed, going):
+            for path, status, words in (("/memory/a/statistics", 503, b"too many connections"), ("/health", 200, b"")):
+                with connected(served) as another:
+                    another.sendall(get(path))
+                    answer = whole(another)  # it does not stay
+                assert answer.startswith(b"HTTP/1.1 %d " % status), answer
+                assert words in answer
+                assert (b"retry-after: 1" in answer) == (status == 503)
+            with connected(served) as silent:  # nor does one that asks nothing
+                assert whole(silent) == b""
+            going.set()
+            assert [statuses(connection, 1) for connection in allowed] == [[200]] * 3
+        wait_until(lambda: not served.server.server_state.connections)
+        assert served.client.get("/memory/a/statistics").status_code == 200
+        assert "\nqilbee_connections 1\n" in served.client.get("/metrics").text
+
+
+def test_far_more_connections_than_allowed_are_not_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qilbeedb.server.protocol._SPARE", 2)
+    monkeypatch.setattr("qilbeedb.server.protocol._PATIENCE_S", 600.0)
+    with serving({**EPHEMERAL, "server": {"connections_max": 1}}) as served, ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(connected(served))
+        wait_until(lambda: len(served.server.server_state.connections) == 3)
+        last = stack.enter_context(connected(served))
+        assert whole(last) == b""
+        assert len(served.server.server_state.connections) == 3
+
+
+def test_who_lets_the_server_wait_longest_makes_room() -> None:
+    limits = {"connections_max": 3, "receive_timeout_s": 600}
+    with serving({**EPHEMERAL, "server": limits}) as served, ExitStack() as stack:
+        slow = []
+        for part in (b"", POST[:40], POST[:-1]):
+            slow.append(stack.enter_context(connected(served)))
+            slow[-1].sendall(part)
+            wait_until(lambda: len(served.server.server_state.connections) == len(slow))
+        found: list[int] = []
+        while found != [200, 200, 200]:  # there is no room until those have been waited for long
+            others = [stack.enter_context(connected(served)) for _ in slow]
+            for other in others:
+                other.sendall(get("/memory/a/statistics"))
+            found = [status for other in others for status in statuses(other, 1)]
+        assert whole(slow[0]) == b""
+        for connection in slow[1:]:
+            answer = whole(connection)
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            assert b"others wait" in answer
+
+
+def test_who_takes_nothing_of_an_answer_is_not_waited_for_for_ever() -> None:
+    with serving({**EPHEMERAL, "server": {"receive_timeout_s": 0.3}}) as served:
+        for _ in range(8):
+            served.store.agent_memory("a").store_episode(Episode.observation("a", "x" * 1_000_000))
+        for request in (
+            get("/memory/a/episodes/recent"),
+            get("/memory/a/episodes/recent", "connection: close"),
+            get("/memory/a/episodes/recent") * 3,
+        ):
+            with socket.socket() as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                connection.connect(("127.0.0.1", served.port))
+                connection.sendall(request)
+                assert connection.recv(1, socket.MSG_PEEK)  # it is on its way
+                wait_until(lambda: not served.server.server_state.connections)
+
+
+def test_who_takes_an_answer_slowly_gets_all_of_it() -> None:
+    with serving({**EPHEMERAL, "server": {"receive_timeout_s": 0.3}}) as served:
+        for _ in range(8):
+            served.store.agent_memory("a").store_episode(Episode.observation("a", "x" * 1_000_000))
+        with connected(served) as connection:
+            connection.sendall(get("/memory/a/episodes/recent", "connection: close"))
+            answer, until_s = bytearray(), time.monotonic() + 1.5
+            while part := connection.recv(1 << 16):
+                answer += part
+                if time.monotonic() < until_s:
+                    time.sleep(0.05)  # slower than it comes, and longer than a client that takes nothing has
+        assert len(json.loads(answer.partition(b"\r\n\r\n")[2])["episodes"]) == 8
+
+
+# --- strange ones
+
+
+def test_requests_without_number_behind_one_that_waits_end_the_connection(served: Serving) -> None:
+    with connected(served) as connection:
+        connection.sendall(get("/agents") + get("/health") * 1000)
+        assert whole(connection).count(b"HTTP/1.1") < 1000
+
+
+def test_a_refusal_is_never_taken_for_the_answer_to_an_earlier_request(
+    served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with busy(served, monkeypatch, 1) as ((connection,), _):
+        connection.sendall(b"this is no request\r\n\r\n")
+        assert whole(connection) == b""
+
+
+def test_what_comes_behind_a_body_is_no_header_of_its_request(served: Serving) -> None:
+    head = b"POST /memory/a/episodes HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+    chunks = b"%x\r\n%s\r\n0\r\n" % (len(BODY), BODY)
+    answer = served.raw(head + chunks + b"content-encoding: gzip\r\nx-request-id: of-the-trailer\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 201 ")
+    assert b"of-the-trailer" not in answer
+
+
+@pytest.mark.parametrize("part", [b"x: " + b"y" * 1000, b"x: y\r\n" * 100])
+def test_headers_behind_a_body_are_limited_like_those_before_it(served: Serving, part: bytes) -> None:
+    head = b"POST /memory/a/episodes HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+    with connected(served) as connection:
+        connection.sendall(head + b"%x\r\n%s\r\n0\r\n" % (len(BODY), BODY))
+        with pytest.raises(ConnectionError):
+            connection.sendall(part * 100_000)
+
+
+def test_a_body_in_small_chunks_is_taken(served: Serving) -> None:
+    body = json.dumps({"episodeType": "x", "content": {"a": "b" * 200_000}}).encode()
+    chunks = b"".join(
+        b"%x\r\n%s\r\n" % (len(part), part) for part in (body[at : at + 16] for at in range(0, len(body), 16))
+    )
+    head = b"POST /memory/a/episodes HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+    assert served.raw(head + chunks + b"0\r\n\r\n").startswith(b"HTTP/1.1 201 ")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from qilbee_core import Episode
 from qilbeedb.wire import moment_of, seconds_of
 
 from .serving import PASSWORD, Serving, login, serving
 
+_numbers = count()
 BODY = {"episodeType": "observation", "content": {"observation": "tea at five"}}
 ORDINARY = [
     Episode.conversation("x", "Where is my order?", "On its way."),
@@ -171,6 +176,126 @@ def test_pages_of_a_time_give_each_episode_once_also_where_times_are_equal(serve
         if query["cursor"] is None:
             break
     assert found == (stored[10:40][::-1] if reverse else stored[10:40])
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seconds=st.lists(st.integers(0, 3), max_size=30),
+    limit=st.integers(1, 7),
+    asked=st.fixed_dictionaries(
+        {"reverse": st.booleans()},
+        optional={
+            "start": st.integers(0, 3),
+            "end": st.integers(1, 4),
+            "episodeType": st.sampled_from(["0", "1"]),
+            "memoryType": st.just("factual"),
+        },
+    ),
+    changes=st.lists(st.tuples(st.booleans(), st.integers(0, 40)), max_size=6),
+)
+def test_pages_give_each_episode_once_and_miss_none_whatever_is_written_between_them(
+    served: Serving, seconds: list[int], limit: int, asked: dict[str, Any], changes: list[tuple[bool, int]]
+) -> None:
+    agent = f"pages {next(_numbers)}"
+    memory = served.store.agent_memory(agent)
+
+    def add(number: int) -> Episode:
+        kind, memory_type = str(number % 2), "factual" if number % 3 else "episodic"
+        at = datetime.fromtimestamp(number % 4, UTC)
+        episode = Episode(agent, kind, {"n": number}, event_time=at, memory_type=memory_type)  # type: ignore[arg-type]
+        memory.store_episode(episode)
+        return episode
+
+    def fits(episode: Episode) -> bool:
+        is_in_time: bool = asked.get("start", 0) <= episode.event_time.timestamp() < asked.get("end", 4)
+        types = asked.get("episodeType", episode.episode_type), asked.get("memoryType", episode.memory_type)
+        return is_in_time and types == (episode.episode_type, episode.memory_type)
+
+    first = [add(second + 4 * number) for number, second in enumerate(seconds)]
+    steady = {episode.id for episode in first if fits(episode)}
+    known = {episode.id: episode for episode in first}
+    found: list[str] = []
+    query = {**asked, "limit": limit}
+    while True:
+        answer = served.client.get(f"/memory/{quote(agent)}/episodes", params=query)
+        page = ids(answer)
+        assert len(page) <= limit
+        found += page
+        query["cursor"] = answer.json()["nextCursor"]
+        if query["cursor"] is None:
+            break
+        assert len(page) == limit
+        if changes:
+            removes, number = changes.pop()
+            if removes and first:  # perhaps the one that the cursor is
+                gone = first[number % len(first)].id
+                memory.delete_episode(gone)
+                steady.discard(gone)
+            else:
+                added = add(number)
+                known[added.id] = added
+    assert found == sorted(set(found), reverse=asked["reverse"])
+    assert steady <= set(found)
+    assert all(fits(known[each]) for each in found)
+
+
+def test_a_cursor_is_an_id(served: Serving) -> None:
+    answer = served.client.get("/memory/pages/episodes", params={"cursor": "yesterday"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "INVALID")
+
+
+def test_filters_narrow_every_list_and_search(served: Serving) -> None:
+    agent = "filtered"
+    given = [(kind, memory_type, at) for kind in ("a", "b") for memory_type in ("factual", "episodic") for at in (1, 2)]
+    stored = {
+        store(served, agent, episodeType=kind, memoryType=memory_type, eventTime=at): (kind, memory_type, at)
+        for kind, memory_type, at in given
+    }
+    path = f"/memory/{agent}"
+    anchor = store(served, agent, episodeType="anchor", eventTime=3)
+    words = {"query": "tea at five"}
+    filters = {"episodeType": "b", "memoryType": "factual", "start": 2, "end": 3}
+
+    def found(answer: httpx.Response) -> list[str]:
+        assert answer.status_code == 200, answer.text
+        told = answer.json()
+        return [each["episode"]["episodeId"] for each in told["results"]] if "results" in told else ids(answer)
+
+    routes: dict[str, Callable[[dict[str, Any]], httpx.Response]] = {
+        "recent": lambda asked: served.client.get(
+            f"{path}/episodes/recent", params={("type" if key == "episodeType" else key): asked[key] for key in asked}
+        ),
+        "all": lambda asked: served.client.get(f"{path}/episodes", params=asked),
+        "recall": lambda asked: served.client.post(f"{path}/recall", json=asked),
+        "search": lambda asked: served.client.post(f"{path}/episodes/search", json={**words, **asked}),
+        "explained": lambda asked: served.client.post(
+            f"{path}/episodes/search", json={**words, "explain": True, **asked}
+        ),
+        "semantic": lambda asked: served.client.post(f"{path}/episodes/semantic-search", json={**words, **asked}),
+        "hybrid": lambda asked: served.client.post(f"{path}/episodes/hybrid-search", json={**words, **asked}),
+        "similar": lambda asked: served.client.get(f"{path}/episodes/{anchor}/similar", params=asked),
+    }
+    for name, route in routes.items():
+        assert [stored[each] for each in found(route(filters))] == [("b", "factual", 2)], name
+        assert {stored[each] for each in found(route({"end": 2}))} == {each for each in given if each[2] == 1}, name
+        assert found(route({"episodeType": "c"})) == [], name
+        assert route({"memoryType": "c"}).status_code == 400, name
+        assert route({"start": 1e15}).status_code == 400, name
+
+
+def test_a_search_by_words_says_why_where_it_is_asked_to(served: Serving) -> None:
+    for number in range(5):
+        store(served, "explained", content={"observation": f"Order {number} left the store, order {number}."})
+    body = {"query": "which order left the store", "limit": 3, "end": 4_102_444_800}
+    plain = served.client.post("/memory/explained/episodes/search", json=body).json()
+    assert plain.keys() == {"episodes"}
+    told = served.client.post("/memory/explained/episodes/search", json={**body, "explain": True}).json()
+    assert [each["episodeId"] for each in told["episodes"]] == [each["episodeId"] for each in plain["episodes"]]
+    assert [each["episode"] for each in told["results"]] == told["episodes"]
+    for each in told["results"]:
+        assert sum(each["explanation"].values()) == pytest.approx(each["score"])
+        assert (each["keywordScore"], each["semanticScore"]) == (each["score"], 0)
+        assert "own" in each["explanation"]
 
 
 def test_updates_keep_history_and_pin_boost_and_invalidate_do_what_they_say(served: Serving) -> None:

@@ -406,13 +406,20 @@ def test_keyword_search_on_the_page_ranks_as_the_route_does(open_page: Page, ope
     assert links == [f"#/agents/shop/episodes/{episode['episodeId']}" for episode in found]
 
 
-def test_filters_narrow_a_keyword_search_and_keep_its_reasons(open_page: Page) -> None:
+def test_filters_narrow_each_search_and_keep_its_reasons(open_page: Page) -> None:
     open_page.open()
-    open_page.go("#/agents/shop?q=order&mode=keyword&from=2026-03-05T00:00&to=2026-03-06T00:00&type=conversation")
-    open_page.says("2 results, best first.")
-    assert all("(3)" in found and "Score" in found for found in open_page.texts(".episode"))
-    open_page.go("#/agents/shop?q=order&mode=hybrid&type=conversation")
-    open_page.says("do not count for hybrid search")
+    for mode in ("keyword", "hybrid", "semantic"):
+        open_page.go(f"#/agents/shop?q=order&mode={mode}&from=2026-03-05T00:00&to=2026-03-06T00:00&type=conversation")
+        open_page.says("2 results, best first.")
+        shown = open_page.texts(".episode")
+        assert len(shown) == 2
+        assert all("(3)" in found and "Score" in found for found in shown), mode
+        open_page.go(f"#/agents/shop?q=order&mode={mode}&type=action&kind=semantic")
+        open_page.says("Nothing fits", "fewer filters")
+
+
+def test_filters_narrow_what_is_browsed(open_page: Page) -> None:
+    open_page.open()
     open_page.go("#/agents/shop?type=action")
     open_page.says("1 episode, there are no older ones.")
     open_page.go("#/agents/shop?type=observation&from=2026-03-01T00:00")

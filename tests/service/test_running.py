@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,11 @@ import pytest
 
 from qilbee_core import Episode, SettingsError, StorageFullError, open_store
 from qilbeedb.server.app import ROUTES
+from qilbeedb.server.request import client_address
+from qilbeedb.server.serve import _allow_files
 from qilbeedb.server.settings import ServerSettings, ServiceSettings
 
-from .serving import PASSWORD, PATIENCE_S, Serving, serving, wait_until
+from .serving import PASSWORD, PATIENCE_S, Serving, login, serving, wait_until
 
 SCRIPT = Path(sysconfig.get_path("scripts"), "qilbee")
 BODY = {"episodeType": "observation", "content": {"observation": "tea at five"}}
@@ -174,6 +178,41 @@ def test_more_requests_than_it_takes_are_503_with_retry_after_and_health_is_answ
         assert served.client.get("/agents").status_code == 200
 
 
+def test_what_is_done_is_in_the_audit_log_also_while_too_many_wait_for_accounts() -> None:
+    with serving(EPHEMERAL, login=True) as served:
+        assert served.accounts is not None
+        admin = login(served, "admin")
+        places = served.accounts._places
+        while places.acquire(blocking=False):
+            pass
+        assert served.client.get("/api/v1/users", headers=admin).status_code == 503
+        assert served.client.delete("/memory/bot", headers=admin).status_code == 200
+        for _ in range(100):
+            places.release()
+        events = served.client.get("/api/v1/audit-logs", headers=admin).json()["events"]
+        assert (events[0]["event_type"], events[0]["resource"]) == ("memory_cleared", "bot")
+
+
+def test_it_may_have_as_many_files_open_as_the_system_allows(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        with script(tmp_path) as (process, _):
+            assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_too_few_files_for_its_connections_are_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (4096, 4096))
+    _allow_files(2048)
+    assert caplog.messages == []
+    _allow_files(4096)
+    assert "too few for server.connections_max = 4096" in caplog.text
+
+
 def test_a_body_may_be_as_large_as_the_setting_says() -> None:
     with serving({**EPHEMERAL, "server": {"body_bytes_max": 2000}}) as served:
         body = json.dumps({**BODY, "metadata": {"x": ""}})
@@ -289,6 +328,13 @@ def test_an_address_is_believed_from_a_configured_proxy_alone() -> None:
             admin = {"Authorization": f"Bearer {login['access_token']}"}
             events = served.client.get("/api/v1/audit-logs", headers=admin).json()["events"]
             assert {event["ip_address"] for event in events if event["ip_address"]} == {address}
+
+
+def test_an_address_is_found_behind_a_proxy_on_a_socket_for_both_families_and_not_looked_for_without_end() -> None:
+    ours = (ip_network("10.0.0.0/8"),)
+    assert client_address("::ffff:10.0.0.7", {b"x-forwarded-for": b"192.0.2.7"}, ours) == "192.0.2.7"
+    many = b"192.0.2.7, " + b"10.0.0.8, " * 5000 + b"10.0.0.9"
+    assert client_address("10.0.0.7", {b"x-forwarded-for": many}, ours) == "10.0.0.8"
 
 
 def test_the_docs_page_loads_nothing_and_names_every_route() -> None:
@@ -467,6 +513,31 @@ def test_a_long_request_is_finished_before_it_ends(monkeypatch: pytest.MonkeyPat
         assert served.store.health().problems  # it is closed
 
 
+def test_a_second_signal_waits_for_no_request_and_the_store_is_closed_all_the_same(tmp_path: Path) -> None:
+    with script(tmp_path, "--insecure-no-login") as (process, url):
+        assert httpx.post(f"{url}/memory/bot/episodes", json=BODY).status_code == 201
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), PATIENCE_S) as connection:
+            connection.sendall(b"POST /memory/bot/episodes HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
+            assert httpx.get(f"{url}/health").status_code == 200
+            process.send_signal(signal.SIGINT)
+            wait_until(lambda: not _listens(host, int(port)))
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE_S) == 0
+    with script(tmp_path, "--insecure-no-login"):
+        pass
+    assert "was not closed" not in (tmp_path / "log").read_text()
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), PATIENCE_S).close()
+    except OSError:
+        return False
+    return True
+
+
 def _takes_connections(served: Serving) -> bool:
     try:
         httpx.get(f"http://127.0.0.1:{served.port}/health", timeout=1)
@@ -509,6 +580,14 @@ def test_a_line_of_the_log_is_a_line_whatever_is_in_it() -> None:
     assert text.endswith("status=200") or "status=200" in text
     entry = json.loads(_Line("json").format(record))
     assert (entry["message"], entry["status"], entry["path"]) == ("a\nb\x1b[31m", 200, "/\n")
+
+
+def test_nothing_in_a_path_looks_like_another_figure_of_its_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "qilbeedb")
+    with serving({**EPHEMERAL, "server": {"log_requests": "all"}}) as served:
+        served.client.get("/memory/a%20status=500/statistics")
+    (path,) = {record.path for record in caplog.records if record.getMessage() == "request"}  # type: ignore[attr-defined]
+    assert path == "/memory/a%20status=500/statistics"
 
 
 def test_no_secret_and_no_text_of_an_episode_is_in_the_log(tmp_path: Path) -> None:

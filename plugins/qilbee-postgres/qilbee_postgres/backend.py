@@ -22,6 +22,7 @@ from qilbee_core import (
     JSON,
     BackendOptions,
     Blocking,
+    DurableWrites,
     QilbeeError,
     SettingsError,
     StoreClosedError,
@@ -43,9 +44,11 @@ log = logging.getLogger("qilbee_core.postgres")
 
 _ATTEMPTS_MAX = 12
 _BACKOFF_S_MAX = 0.2
+_WAIT_S_MAX = 2.0
+"""Who waits longer for an answer says that the server takes no writes."""
 
 
-class PostgresBackend(Blocking):
+class PostgresBackend(Blocking, DurableWrites):
     """A table in the database that ``options.dsn`` names. Every call may wait for the network, hence ``Blocking``.
 
     ``options.engine`` may hold what :class:`~qilbee_postgres.settings.EngineSettings` has. ``options.durability`` says
@@ -74,7 +77,7 @@ class PostgresBackend(Blocking):
         self._server: dict[str, JSON] = {}
         self._connections.open()
         try:
-            self._ask(partial(claim, table=settings.table, where=self._where))
+            self._ask(partial(claim, table=settings.table, where=self._where, create=options.create))
             self._ask(self._look_at_server)
         except BaseException:
             self._connections.close()
@@ -195,13 +198,13 @@ class PostgresBackend(Blocking):
         if self._connections.closed:
             raise StoreClosedError("the store is closed")
         with self._syncing:  # who comes second waits for the first, whose commit may be the one it needs
-            if not self._unsynced:
+            if not self._unsynced and not self._synchronous:
                 return
             self._unsynced = False
             try:
                 self._commit_marker()
             except BaseException:
-                self._unsynced = True
+                self._unsynced = not self._synchronous
                 raise
 
     def _commit_marker(self) -> None:
@@ -231,7 +234,13 @@ class PostgresBackend(Blocking):
         """Figures of the connections, and what the server was set to when the store was opened. Asks nobody."""
         if self._connections.closed:
             raise StoreClosedError("the store is closed")
-        return {**self._connections.figures(), **{f"server_{name}": value for name, value in self._server.items()}}
+        wait_s = self._connections.longest_wait_s()
+        return {
+            **self._connections.figures(),
+            "longest_wait_ms": round(wait_s * 1000),
+            "writes_stopped": wait_s > _WAIT_S_MAX and f"{self._where} has not answered for {wait_s:.0f} s",
+            **{f"server_{name}": value for name, value in self._server.items()},
+        }
 
     def close(self) -> None:
         """Make everything durable, end every view and let go of the connections. Idempotent."""

@@ -135,6 +135,11 @@ class _Pool:
         """Let go of those that nobody uses; the others follow when they are given back."""
         with self._lock:
             self._closed = True
+        self.drop_idle()
+
+    def drop_idle(self) -> None:
+        """Let go of those that nobody uses."""
+        with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
@@ -157,12 +162,15 @@ class Connections:
         name = given.get("dbname") or os.environ.get("PGDATABASE") or given.get("user") or ""
         self.where = f"PostgreSQL {hosts}/{name}"
         """Where it is, without what is secret."""
-        self._conninfo = make_conninfo(
-            dsn,
-            connect_timeout=given.get("connect_timeout") or max(1, round(settings.connect_timeout_ms / 1000)),
-            fallback_application_name="qilbee-postgres",
-            target_session_attrs=given.get("target_session_attrs") or "read-write",
+        self._conninfos = _by_host(
+            make_conninfo(
+                dsn,
+                connect_timeout=given.get("connect_timeout") or max(1, round(settings.connect_timeout_ms / 1000)),
+                fallback_application_name="qilbee-postgres",
+                target_session_attrs=given.get("target_session_attrs") or "read-write",
+            )
         )
+        """One for each host of the dsn, that which was good last before the others."""
         server_ms = int(settings.statement_timeout_ms * _SERVER_SHARE)
         self._setup = (
             f"set statement_timeout = {server_ms}; set default_transaction_isolation = 'read committed'; "
@@ -182,13 +190,20 @@ class Connections:
         self._threads: Sequence[threading.Thread] = ()
 
     def _connect(self) -> Connection:
-        try:
-            connection = Connection.connect(self._conninfo, autocommit=True, prepare_threshold=0)
-            with self.deadline(connection):
-                connection.prepare_for_use(self._setup)
-        except psycopg.Error as error:
-            raise of_connecting(error, self.where) from error
-        return connection
+        refusals: list[psycopg.Error] = []
+        for conninfo in self._conninfos:
+            try:
+                connection = Connection.connect(conninfo, autocommit=True, prepare_threshold=0)
+                with self.deadline(connection):
+                    connection.prepare_for_use(self._setup)
+            except psycopg.Error as error:
+                refusals.append(error)
+                continue
+            if refusals:
+                # A machine that is gone answers nothing: not everybody who connects shall find out in whole seconds.
+                self._conninfos = sorted(self._conninfos, key=conninfo.__ne__)
+            return connection
+        raise of_connecting(refusals, self.where) from refusals[-1]
 
     def open(self) -> None:
         """Begin to watch deadlines, and to take back views."""
@@ -301,12 +316,20 @@ class Connections:
         used, connections = self._pool.figures()
         return {"connections": connections, "connections_used": used, "open_views": self._views.figures()[0]}
 
+    def longest_wait_s(self) -> float:
+        """How long somebody has waited for an answer by now; 0 where nobody waits."""
+        until = min(self._waiting.copy().values(), default=None)
+        return 0.0 if until is None else time.monotonic() - until + self._statement_s
+
     def _watch(self) -> None:
         while not self._ending.wait(_TICK_S):
             now = time.monotonic()
             for connection, until in list(self._waiting.items()):
                 if now > until:
                     connection.shut()
+                    # They are to the same server: whoever took one of them would wait as long.
+                    self._pool.drop_idle()
+                    self._views.drop_idle()
 
     def _take_back(self) -> None:
         while (connection := self._returned.get()) is not None:
@@ -316,6 +339,15 @@ class Connections:
             except psycopg.Error:
                 connection.close()
             self._views.give(connection)
+
+
+def _by_host(conninfo: str) -> list[str]:
+    """A conninfo for each host of one that may name several."""
+    given = conninfo_to_dict(conninfo)
+    named = {name: str(given[name]).split(",") for name in ("host", "hostaddr", "port") if given.get(name)}
+    count = max(map(len, named.values()), default=1)
+    each = ({name: its[number % len(its)] for name, its in named.items()} for number in range(count))
+    return [make_conninfo(conninfo, **host) for host in each]
 
 
 _open_ones: weakref.WeakSet[Connections] = weakref.WeakSet()

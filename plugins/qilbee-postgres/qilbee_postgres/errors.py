@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import psycopg
 
 from qilbee_core import (
@@ -35,13 +37,14 @@ def unknown(reason: object) -> OutcomeUnknownError:
     return OutcomeUnknownError(f"PostgreSQL did not say what became of a write ({_line(reason)})")
 
 
-def of_connecting(error: psycopg.Error, where: str) -> QilbeeError:
-    """Why there is no connection to ``where``."""
-    said = _line(error)
+def of_connecting(refusals: Sequence[psycopg.Error], where: str) -> QilbeeError:
+    """Why there is no connection to ``where``, by what each of its hosts has said."""
+    said = "; ".join(dict.fromkeys(map(_line, refusals)))
     # libpq gives no code for what a server answers here, only its text.
-    if error.sqlstate in ("28P01", "28000") or "authentication failed" in said or "no password supplied" in said:
+    states = {error.sqlstate for error in refusals}
+    if states & {"28P01", "28000"} or "authentication failed" in said or "no password supplied" in said:
         return SettingsError(f"{where} refuses the user or the password: {said}", remedy="mend the dsn, or PGPASSWORD")
-    if error.sqlstate == "3D000" or ('database "' in said and "does not exist" in said):
+    if "3D000" in states or ('database "' in said and "does not exist" in said):
         return SettingsError(f"{where} has no such database: {said}", remedy="make it with createdb, or mend the dsn")
     if "role" in said and "does not exist" in said:
         return SettingsError(f"{where} has no such user: {said}", remedy="make it with createuser, or mend the dsn")

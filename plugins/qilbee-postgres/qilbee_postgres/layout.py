@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import psycopg
 
-from qilbee_core import FormatVersionError
+from qilbee_core import FormatVersionError, NotFoundError
 from qilbee_postgres.connections import Connection
 
 __all__ = ["LAYOUT_VERSION", "claim"]
@@ -23,9 +23,14 @@ _MADE_AT_ONCE = {"23505", "42P07", "42710"}
 """What the second of two who make the same tables at once may be told."""
 
 
-def claim(connection: Connection, table: str, where: str) -> None:
-    """Make sure that the tables are a store of ours, or make them."""
+def claim(connection: Connection, table: str, where: str, *, create: bool) -> None:
+    """Make sure that the tables are a store of ours, or ``create`` them."""
     if not _is_ours(connection, table, where):
+        if not create:
+            raise NotFoundError(
+                f"there is no store in {where}",
+                remedy="check the dsn, and table in [storage.engine]; open_store() makes one",
+            )
         try:
             with connection.transaction():
                 connection.execute(f"create table {table} (k bytea primary key, v bytea not null)")

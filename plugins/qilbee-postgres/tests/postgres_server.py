@@ -72,6 +72,20 @@ class Server:
         """Start it again after :meth:`kill`."""
         self._process = self._started()
 
+    def wait_for_standby(self, names: str) -> None:
+        """Let commits wait for these from now on."""
+        with psycopg.connect(f"{self.url}/postgres", autocommit=True) as connection:
+            connection.execute("set synchronous_commit = local")
+            connection.execute(f"alter system set synchronous_standby_names = '{names}'")
+            connection.execute("select pg_reload_conf()")
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            with psycopg.connect(f"{self.url}/postgres") as connection:
+                if connection.execute("show synchronous_standby_names").fetchone() == (names,):
+                    return
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     def freeze(self) -> None:
         """Stop every process of it: connections stay, and nobody answers."""
         for pid in self._pids():

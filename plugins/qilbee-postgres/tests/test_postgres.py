@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import psycopg
 import pytest
 from postgres_server import Server, fresh_url, needs_postgres, shared_url
 from qilbee_postgres.backend import PostgresBackend
+from qilbee_postgres.connections import Connection
 
 from qilbee_core import (
     BackendOptions,
@@ -345,6 +347,101 @@ class TestFailures:
                 backend._unsynced = False  # so that close() does not wait for the standby too
         finally:
             server.stop()
+
+    def test_what_a_cancelled_commit_left_is_acknowledged_to_nobody_before_a_standby_has_it(self) -> None:
+        server = Server()
+        try:
+            url = server.database("memory")
+            # Two stores, as of two processes: the second one has not met the failure.
+            with (
+                open_store(url, durability="sync", engine={"statement_timeout_ms": 2000}) as store,
+                open_store(url, durability="sync", engine={"statement_timeout_ms": 2000}) as other,
+            ):
+                memory, episode = store.agent_memory("bot"), Episode.observation("bot", "a heron")
+                server.wait_for_standby("nobody")
+                _cancelled(url, partial(memory.store_episode, episode))
+                assert [each.id for each in memory.episodes()] == [episode.id]  # it is there, and may be lost yet
+                assert not store.health().ok
+                for each in (store, other):
+                    with pytest.raises(OutcomeUnknownError):
+                        each.agent_memory("bot").store_episode(episode)
+                    assert not each.health().ok
+                server.wait_for_standby("")
+                until(lambda: store.health().ok and other.health().ok)
+                for each in (store, other):
+                    each.agent_memory("bot").store_episode(episode)
+                assert memory.get_statistics().total_episodes == 1
+                assert store.verify().problems == []
+        finally:
+            server.stop()
+
+    def test_at_sync_a_write_is_one_commit_and_an_answer_that_rests_on_others_is_another(
+        self, own_server: Server
+    ) -> None:
+        url = own_server.database("memory")
+        with open_store(url, durability="sync") as store, psycopg.connect(url, autocommit=True) as other:
+
+            def synced() -> object:
+                return other.execute("select synced from qilbee_marker").fetchone()
+
+            memory, episode = store.agent_memory("bot"), Episode.observation("bot", "a heron")
+            memory.store_episode(episode)
+            assert synced() == (0,)
+            memory.store_episode(episode)
+            assert synced() == (1,)
+
+    def test_who_has_waited_too_long_takes_the_other_connections_to_the_same_server_along(
+        self, own_server: Server
+    ) -> None:
+        with closing(PostgresBackend(options(own_server.database("memory"), statement_timeout_ms=1000))) as backend:
+            together = threading.Barrier(4)
+
+            def ask(_: Connection) -> None:
+                together.wait(PATIENCE_S)
+
+            threads = [threading.Thread(target=backend._ask, args=(ask,)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(PATIENCE_S)
+            assert backend.stats()["connections"] == 4
+            own_server.freeze()
+            try:
+                with pytest.raises(StorageError):
+                    backend.get(b"a")
+                assert backend.stats()["connections"] == 0
+            finally:
+                own_server.thaw()
+
+    def test_it_tells_that_the_server_does_not_answer_before_anybody_gives_up(self, own_server: Server) -> None:
+        with open_store(own_server.database("memory")) as store:
+            memory = store.agent_memory("bot")
+            memory.store_episode(Episode.observation("bot", "before"))
+            assert store.health().ok
+            own_server.freeze()
+            try:
+                thread = threading.Thread(target=memory.get_recent_episodes)
+                thread.start()
+                until(lambda: not store.health().ok)
+                (problem,) = store.health().problems
+                assert "has not answered for" in problem
+                assert thread.is_alive()
+            finally:
+                own_server.thaw()
+            thread.join(PATIENCE_S)
+            assert store.health().ok
+
+    def test_a_host_that_does_not_answer_is_asked_last_from_then_on(self, own_server: Server) -> None:
+        url = own_server.database("memory")
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            silent.setblocking(False)
+            both = url.replace("127.0.0.1:", f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:")
+            with closing(PostgresBackend(options(both, connect_timeout_ms=1000))) as backend:
+                silent.accept()[0].close()
+                for _ in range(3):
+                    backend.snapshot().get(b"a")  # a connection of its own
+                with pytest.raises(BlockingIOError):
+                    silent.accept()
 
     def test_a_connection_lost_during_a_commit_is_unknown_and_the_same_episode_is_stored_once(self, url: str) -> None:
         with open_store(url) as store, psycopg.connect(url, autocommit=True) as other:

@@ -7,9 +7,6 @@ import { bytes, el, ended, facts, fill, foreign, number, percent, plural, refusa
 
 const PAGE = 20;
 const FOUND_MAX = 50;
-const EXPLAINED_MAX = 200;
-const SCAN = 100; // episodes read at once where a time is given, and how often for one press of a button
-const SCANS = 10;
 const COUNTED = 2000; // episodes that are counted at once for the picture, in pages of
 const COUNTED_PAGE = 500;
 
@@ -103,8 +100,7 @@ function showForm(form, id, asked) {
       el("div", { class: "filters" },
         field("Type", el("input", { id: "type", name: "type", list: "types", value: asked.get("type") ?? "", autocomplete: "off", spellcheck: "false" })),
         field("Memory", el("select", { id: "kind", name: "kind" }, option("", "all"), ["episodic", "semantic", "procedural", "factual"].map((kind) => option(kind, kind)))),
-        field("From", moment("from")), field("Before", moment("to")), field("As it was known at", moment("asOf"))),
-      el("p", { class: "wait" }, "Type, memory and time go with browsing and with keyword search; “as it was known at” goes with all.")),
+        field("From", moment("from")), field("Before", moment("to")), field("As it was known at", moment("asOf"))),),
   ];
   if (form.firstChild) {
     form.lastChild.replaceWith(el("div", { class: "how" }, ...parts));
@@ -140,28 +136,21 @@ async function showFound(section, id, asked, signal) {
   await fill(place, "what fits", signal, async () => {
     const results = await search(id, query, mode, asked, signal);
     say(plural(results.length, "result"));
-    const unused = mode !== "keyword" && ["type", "kind", "from", "to"].some((name) => asked.get(name));
-    const note = unused ? el("p", { class: "notice" }, `The filters for type, memory and time do not count for ${mode} search. `, el("a", { href: address(id, "", { ...Object.fromEntries(asked), mode: "keyword" }) }, "Search by keyword")) : null;
-    if (!results.length) return [note, el("p", { class: "empty" }, `Nothing fits by ${MODES[mode][1]}. Try other words, another way to search, or fewer filters.`)];
+    if (!results.length) return el("p", { class: "empty" }, `Nothing fits by ${MODES[mode][1]}. Try other words, another way to search, or fewer filters.`);
     const most = results.length === FOUND_MAX ? `The best ${FOUND_MAX}, best first.` : `${plural(results.length, "result")}, best first.`;
-    return [note, el("p", { class: "wait" }, most), list(results, mode === "semantic" ? "" : query)];
+    return [el("p", { class: "wait" }, most), list(results, mode === "semantic" ? "" : query)];
   });
 }
 
+const ROUTES = { keyword: "search", semantic: "semantic-search", hybrid: "hybrid-search" };
+
 async function search(id, query, mode, asked, signal) {
-  const asOf = seconds(asked.get("asOf"));
-  const post = (kind, body) => ask("POST", path`/memory/${id}/episodes/` + kind, { body: { query, asOf, ...body }, signal });
-  if (mode === "semantic") return (await post("semantic-search", { limit: FOUND_MAX, explain: true })).results;
-  if (mode === "hybrid") return (await post("hybrid-search", { limit: FOUND_MAX, explain: true })).results;
-  // Hybrid search with no share of meaning ranks by the same scores as keyword search, and says what they are made of.
-  const filters = { start: seconds(asked.get("from")), end: seconds(asked.get("to")), episodeType: asked.get("type")?.trim() || undefined, memoryType: asked.get("kind") || undefined };
-  const isFiltered = Object.values(filters).some((value) => value !== undefined);
-  const explained = post("hybrid-search", { limit: isFiltered ? EXPLAINED_MAX : FOUND_MAX, semanticWeight: 0, explain: true });
-  if (!isFiltered) return (await explained).results;
-  const [{ episodes }, { results }] = await Promise.all([post("search", { limit: FOUND_MAX, ...filters }), explained]);
-  const known = new Map(results.map((result) => [result.episode.episodeId, result]));
-  return episodes.map((episode) => known.get(episode.episodeId) ?? { episode, said: `Its words fit, less well than ${EXPLAINED_MAX} that the filters leave out.` });
+  const body = { query, limit: FOUND_MAX, explain: true, episodeType: typeOf(asked), ...filters(asked) };
+  return (await ask("POST", path`/memory/${id}/episodes/${ROUTES[mode]}`, { body, signal })).results;
 }
+
+const typeOf = (asked) => asked.get("type")?.trim() || undefined;
+const filters = (asked) => ({ memoryType: asked.get("kind") || undefined, start: seconds(asked.get("from")), end: seconds(asked.get("to")), asOf: seconds(asked.get("asOf")) });
 
 /** Episodes from the newest back, a page at a press of a button. */
 async function browse(id, asked, signal) {
@@ -204,29 +193,14 @@ async function browse(id, asked, signal) {
 
 const wrap = (episodes) => episodes.map((episode) => ({ episode }));
 
-/** What gives the next page. The server narrows by type and memory, or by time; where both are asked for, we help. */
+/** What gives the next page. */
 function pages(id, asked, signal) {
-  const type = asked.get("type")?.trim(), kind = asked.get("kind"), asOf = seconds(asked.get("asOf"));
-  const start = seconds(asked.get("from")), end = seconds(asked.get("to"));
-  let cursor;
-  if (start === undefined && end === undefined) {
-    return async () => {
-      const query = { limit: PAGE, before: cursor, type, memoryType: kind ?? "", asOf };
-      const answer = await ask("GET", path`/memory/${id}/episodes/recent`, { query, signal });
-      cursor = answer.nextCursor;
-      return { episodes: answer.episodes, more: cursor !== null };
-    };
-  }
-  const fits = (episode) => (!type || episode.episodeType === type) && (!kind || episode.memoryType === kind);
+  let before;
   return async () => {
-    const episodes = [];
-    for (let scans = 0; scans < SCANS && episodes.length < PAGE && cursor !== null; scans += 1) {
-      const query = { reverse: "true", limit: type || kind ? SCAN : PAGE, start, end, cursor, asOf };
-      const answer = await ask("GET", path`/memory/${id}/episodes`, { query, signal });
-      cursor = answer.nextCursor;
-      episodes.push(...answer.episodes.filter(fits));
-    }
-    return { episodes, more: cursor !== null };
+    const query = { limit: PAGE, before, type: typeOf(asked), ...filters(asked) };
+    const { episodes, nextCursor } = await ask("GET", path`/memory/${id}/episodes/recent`, { query, signal });
+    before = nextCursor;
+    return { episodes, more: nextCursor !== null };
   };
 }
 

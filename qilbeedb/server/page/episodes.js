@@ -34,7 +34,7 @@ export const title = (episode) => (episode.episodeType ? episode.episodeType[0].
 export const list = (results, query = "", start = 1) =>
   el("ol", { class: "episodes", start }, results.map((result) => el("li", {}, item(result, query))));
 
-function item({ episode, score, explanation, said }, query) {
+function item({ episode, score, explanation }, query) {
   return el(
     "article",
     { class: "episode" },
@@ -47,7 +47,7 @@ function item({ episode, score, explanation, said }, query) {
       episode.pinned ? el("span", {}, "pinned") : null,
     ),
     content(episode.content, { query, most: SHOWN_MAX }),
-    score === undefined ? (said ? el("p", { class: "why" }, said) : null) : why(score, explanation ?? {}),
+    score === undefined ? null : why(score, explanation ?? {}),
   );
 }
 
