@@ -34,6 +34,8 @@ from qilbee_core.errors import (
     InvalidError,
     NotFoundError,
     ProviderNotFoundError,
+    QilbeeError,
+    UnfinishedCopyError,
 )
 from qilbee_core.interfaces import Snapshot, StorageBackend
 from qilbee_core.keys import AgentKeys, Space, catalog_key, parse, range_of
@@ -62,6 +64,7 @@ _REMEDY = "name another destination, or remove what is there; nothing was change
 _RECORDS = (Space.EPISODE, Space.HISTORY)
 _APART = bytes((Space.CATALOG,)), bytes((Space.AGENT,))
 _CATALOG, _HEADS = map(range_of, _APART)
+_NOTE = catalog_key("copy")
 _CHANGING = {catalog_key(name) for name in ("orders", "vectors")}
 
 
@@ -193,10 +196,7 @@ class _Copy:
             copied += differing
             differing = self._write_all(self._changes_of_rows())
         if differing:
-            raise CorruptRecordError(
-                f"{differing:,} rows of {self._target} were not what had been written there",
-                remedy="look at its disk; then remove what is there, and copy again",
-            )
+            raise self._spoilt(f"{differing:,} rows of {self._target} were not what had been written there")
         self._write_all(self._changes_of_heads())
         # The catalog is read again: the note in it has moved.
         verified = self._verified(_context(self._backend, Catalog(self._backend, header=header), plugins, codec))
@@ -211,15 +211,17 @@ class _Copy:
             return Catalog(self._backend, create=False)
         except NotFoundError:
             return None
+        except UnfinishedCopyError as error:  # that was not there just now
+            raise self._not_alone() from error
 
     def _begun(self) -> UnfinishedCopy:
         header = self._source.catalog.header
         note = UnfinishedCopy(
             source=header.store_id, origin=self._origin, header=replace(header, store_id=uuid.uuid4().hex)
         )
-        key, value = encode_copy(note)
+        _, value = encode_copy(note)
         header_key, _ = encode_header(header)
-        self._commit(WriteBatch([Put(key, value)], [Expect(key, None), Expect(header_key, None)]))
+        self._commit(WriteBatch([Put(_NOTE, value)], [Expect(_NOTE, None), Expect(header_key, None)]))
         self._noted = value
         return note
 
@@ -228,7 +230,7 @@ class _Copy:
             raise InvalidError(
                 f"{self._target} holds an unfinished copy of another store, which was at {note.origin}", remedy=_REMEDY
             )
-        self._noted = self._backend.get(encode_copy(note)[0])
+        self._noted = self._backend.get(_NOTE)
         return note
 
     def _there_already(self, catalog: Catalog, plugins: Plugins) -> CopyReport:
@@ -349,18 +351,27 @@ class _Copy:
 
     def _write(self, operations: Sequence[Operation], note: UnfinishedCopy) -> None:
         """Write, and note how far that is."""
-        key, value = encode_copy(note)
-        self._commit(WriteBatch([*operations, Put(key, value)], [Expect(key, self._noted)]))
+        _, value = encode_copy(note)
+        self._commit(WriteBatch([*operations, Put(_NOTE, value)], [Expect(_NOTE, self._noted)]))
         self._note, self._noted = note, value
 
     def _commit(self, batch: WriteBatch) -> None:
         try:
             patiently(partial(self._backend.write, batch))
         except ConflictError as error:
-            raise ConflictError(
-                f"somebody else has written to {self._target} meanwhile",
-                remedy="let one process alone copy to there, and run it again",
-            ) from error
+            raise self._not_alone() from error
+
+    def _not_alone(self) -> ConflictError:
+        return ConflictError(
+            f"somebody else has written to {self._target} meanwhile",
+            remedy="let one process alone copy to there, and run it again",
+        )
+
+    def _spoilt(self, message: str) -> QilbeeError:
+        """Why the copy is not what it should be."""
+        if self._backend.get(_NOTE) != self._noted:
+            return self._not_alone()
+        return CorruptRecordError(message, remedy="look at its disk; then remove what is there, and copy again")
 
     # Where it ends
 
@@ -372,18 +383,17 @@ class _Copy:
             known = {(problem.invariant, problem.key) for problem in verify(self._source).problems}
             new = [problem for problem in report.problems if (problem.invariant, problem.key) not in known]
             if new:
-                raise CorruptRecordError(
+                raise self._spoilt(
                     f"{self._target} has {len(new):,} problems that its source has not, the first being "
-                    f"{new[0].invariant}: {new[0].message}",
-                    remedy="remove what is there, and copy again",
+                    f"{new[0].invariant}: {new[0].message}"
                 )
         return report
 
     def _finish(self, watermark: Watermark | None) -> None:
         """Make it a store, in one batch, once all that it rests on is durable."""
         self._backend.sync()
-        key, _ = encode_copy(self._note)
-        self._commit(WriteBatch([Put(*encode_header(self._note.header)), Delete(key)], [Expect(key, self._noted)]))
+        header = encode_header(self._note.header)
+        self._commit(WriteBatch([Put(*header), Delete(_NOTE)], [Expect(_NOTE, self._noted)]))
         if watermark is not None:
             watermark.begin(self._note.header.store_id)
         Durability(self._backend, "async", _INTERVAL_MS, watermark).close()

@@ -101,7 +101,7 @@ class Episode:
         self._id_fixed = id is not None
         if event_time is None:
             self._id = draw_id(now_us()) if id is None else parse_id(id)
-            self._id_text: str | None = format_id(self._id)
+            self._id_text: str | None = format_id(self._id) if id is None else id  # which has one form alone
             return
         if not isinstance(event_time, datetime):
             raise InvalidError(
@@ -281,6 +281,17 @@ class Episode:
             )
         # What expired before 1970 is as gone as what did then.
         self._expires_us = 0 if moment is None else max(1, us_of_datetime(moment))
+
+    @property
+    def moments_us(self) -> tuple[int, int | None, int | None, int | None]:
+        """Event time, transaction time, ``expires_at`` and ``ended_at`` in microseconds since 1970; None as there.
+
+        They cost a fraction of the four datetimes: for those who carry many episodes over a wire.
+
+        >>> Episode("bot", "note", {}, event_time=datetime(1970, 1, 1, 0, 0, 1)).moments_us
+        (1000000, None, None, None)
+        """
+        return event_us_of(self._id), self._transaction_us, self._expires_us or None, self._ended_us or None
 
     @property
     def pinned(self) -> bool:

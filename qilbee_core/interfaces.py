@@ -128,7 +128,7 @@ class SupportsStats(Protocol):
     def stats(self) -> Mapping[str, JSON]:
         """Figures of the engine, by name, units last.
 
-        ``writes_stopped`` says that no write gets through: True for compaction has to catch up, or else why, in words.
+        ``writes_stopped`` says that no write gets through: True where compaction has to catch up, else why, in words.
         """
 
 

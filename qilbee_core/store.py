@@ -264,9 +264,10 @@ class Store:
             except QilbeeError as error:
                 yield str(error)
                 return
-            if stopped:
-                reason = stopped if isinstance(stopped, str) else "compaction has to catch up"
-                yield str(WriteStallError(f"no write gets through: {reason}"))
+            if isinstance(stopped, str):
+                yield f"no write gets through: {stopped}"
+            elif stopped:
+                yield str(WriteStallError("no write gets through, for compaction has to catch up"))
         late_ms = status.unsynced_age_ms - _SYNC_MS_MAX
         if status.level == "interval":
             late_ms -= self.settings.storage.wal_sync_interval_ms

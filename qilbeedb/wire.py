@@ -116,6 +116,11 @@ def seconds_of(moment: datetime) -> Moment:
     return seconds if moment.microsecond else int(seconds)
 
 
+def _seconds(us: int) -> Moment:
+    """The same of microseconds."""
+    return us / 1_000_000 if us % 1_000_000 else us // 1_000_000
+
+
 def moment_of(number: Moment, name: str = "a moment") -> datetime:
     """The moment that a number means, in UTC; InvalidError names ``name`` where it is not in the years 1 to 9999.
 
@@ -157,21 +162,21 @@ class EpisodeAnswer(Answer, omit_defaults=True):
     @classmethod
     def of(cls, episode: Episode) -> EpisodeAnswer:
         """The form on the wire of an episode."""
-        stored, expires, ended = episode.transaction_time, episode.expires_at, episode.ended_at
+        event_us, stored_us, expires_us, ended_us = episode.moments_us
         return cls(
             episode_id=episode.id,
             agent_id=episode.agent_id,
             episode_type=episode.episode_type,
             content=episode.content,
-            event_time=seconds_of(episode.event_time),
+            event_time=_seconds(event_us),
             metadata=episode.metadata,
-            transaction_time=None if stored is None else seconds_of(stored),
+            transaction_time=None if stored_us is None else _seconds(stored_us),
             relevance=episode.relevance,
             memory_type=episode.memory_type,
             pinned=episode.pinned,
-            expires_at=None if expires is None else seconds_of(expires),
-            ended_at=None if ended is None else seconds_of(ended),
-            superseded_by=episode.superseded_by,
+            expires_at=None if expires_us is None else _seconds(expires_us),
+            ended_at=None if ended_us is None else _seconds(ended_us),
+            superseded_by=None if ended_us is None else episode.superseded_by,
         )
 
 
@@ -227,7 +232,7 @@ class StoreBody(Request):
             expires_at=None if expires is None else moment_of(expires, "expiresAt"),
             id=self.episode_id,
         )
-        if self.episode_id is not None and given is not None and given != episode.event_time.timestamp():
+        if self.episode_id is not None and given is not None and given != episode.moments_us[0] / 1_000_000:
             _check_agreement(episode.event_time, given)
         return episode
 

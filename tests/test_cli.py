@@ -748,7 +748,7 @@ def test_consolidate_takes_its_settings_from_the_configuration(orders_path: Path
     [
         (("consolidate", "nobody"), "agent 'nobody' has stored nothing here: the agents are bot"),
         (("consolidate", "bot", "--policy", "summaries"), "no policy 'summaries'; installed are duplicates"),
-        (("undo", "bot", "yesterday"), "'yesterday' is not an episode id"),
+        (("undo", "bot", "yesterday"), "'yesterday' is not the id of a consolidation"),
     ],
 )
 def test_a_mistake_in_consolidating_is_one_line(orders_path: Path, arguments: tuple[str, ...], complaint: str) -> None:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from shared.embedders import HashesPlugin, plugins_with
 from typer.testing import CliRunner
 
@@ -30,6 +32,7 @@ from qilbee_core import (
     Episode,
     FormatVersionError,
     InvalidError,
+    MemorySettings,
     NotFoundError,
     Put,
     SearchSettings,
@@ -285,6 +288,19 @@ def test_vectors_go_over_and_nothing_is_embedded_again(tmp_path: Path, target: P
     assert len(plugin.made[0].asked) == asked
 
 
+def test_a_store_on_its_way_to_other_half_lives_goes_on_there(source: Path, target: Path, engine: str) -> None:
+    other = MemorySettings(relevance_decay_days=1)
+    settings = Settings(memory=other)
+    open_store(settings.at(source)).close()  # it has hardly begun
+    assert copy_store(source, target, backend=engine).problems == []
+    with open_store(settings.at(target)) as store:
+        deadline = time.monotonic() + 30
+        while store.stats()["reindexing"]["running"]:  # type: ignore[index, call-overload]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert store.verify().problems == []
+
+
 def test_what_is_durable_is_noted_for_the_copy(source: Path, target: Path) -> None:
     copy_store(source, target)
     with open_store(target) as store:
@@ -422,14 +438,14 @@ def test_nothing_is_copied_twice(source: Path, target: Path, monkeypatch: pytest
 
 
 KILLER = """
-import os, signal, sys
+import importlib, os, signal, sys
 import qilbee_core.copying
-from qilbee_core.backends.rocksdb import RocksDBBackend
-from qilbee_core.cli import app
 
-source, target, number, after = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "after"
+source, target, number, after, name = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "after", sys.argv[5]
 qilbee_core.copying._BATCH_ROWS = 100
-count, write = 0, RocksDBBackend.write
+module = importlib.import_module(f"qilbee_core.backends.{name}")
+engine = getattr(module, {"leveldb": "LevelDBBackend", "rocksdb": "RocksDBBackend"}[name])
+count, write = 0, engine.write
 
 def killing(backend, batch):
     global count
@@ -440,14 +456,16 @@ def killing(backend, batch):
     if count == number:
         os.kill(os.getpid(), signal.SIGKILL)
 
-RocksDBBackend.write = killing
-print(qilbee_core.copying.copy_store(source, target).copied)
+engine.write = killing
+print(qilbee_core.copying.copy_store(source, target, backend=name).copied)
 """
 
 
-def run_killer(source: Path, target: Path, number: int, moment: str) -> subprocess.CompletedProcess[str]:
+def run_killer(
+    source: Path, target: Path, number: int, moment: str, engine: str = "rocksdb"
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLER), source, target, str(number), moment],
+        [sys.executable, "-c", textwrap.dedent(KILLER), source, target, str(number), moment, engine],
         capture_output=True,
         text=True,
         timeout=120,
@@ -455,18 +473,20 @@ def run_killer(source: Path, target: Path, number: int, moment: str) -> subproce
     )
 
 
-def test_killed_again_and_again_it_is_refused_until_it_is_complete_and_then_equal(tmp_path: Path, target: Path) -> None:
+def test_killed_again_and_again_it_is_refused_until_it_is_complete_and_then_equal(
+    tmp_path: Path, target: Path, engine: str
+) -> None:
     source = tmp_path / "source"
     with open_store(source) as store:
         fill(store, 400)
     kills = 0
     for number in range(3, 1000):
-        done = run_killer(source, target, number, ("before", "after")[number % 2])
+        done = run_killer(source, target, number, ("before", "after")[number % 2], engine)
         if done.returncode == 0:
             break
         assert done.returncode == -signal.SIGKILL, done.stderr
         kills += 1
-        assert_refused(target, source)
+        assert_refused(target, source, may_read=engine == "rocksdb")
     assert kills > 2
     assert_equal(source, target, tmp_path)
 
@@ -707,6 +727,12 @@ def test_a_place_that_keeps_something_else_than_it_is_given_is_found_out(
         with pytest.raises(CorruptRecordError, match=r"rows of .* were not what had been written there"):
             copy_store(source, target)
     assert_refused(target, source)
+
+
+@given(*[st.dictionaries(st.binary(max_size=2), st.binary(max_size=1))] * 2)
+def test_two_stores_are_read_side_by_side(mine: dict[bytes, bytes], theirs: dict[bytes, bytes]) -> None:
+    merged = list(copying_module._merged(iter(sorted(mine.items())), iter(sorted(theirs.items()))))
+    assert merged == [(key, mine.get(key), theirs.get(key)) for key in sorted({**mine, **theirs})]
 
 
 # --- progress

@@ -106,7 +106,8 @@ class AsyncAgentMemory:
         except (ConflictError, NotFoundError):
             await self._durability.wait_async(self._durability.last_ticket)
             raise
-        await self._durability.wait_async(ticket)
+        if ticket:  # else there is nothing to wait for at this level
+            await self._durability.wait_async(ticket)
         return value
 
     async def store_episode(self, episode: Episode, *, idempotency_key: str | None = None) -> str:

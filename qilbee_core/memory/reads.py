@@ -73,8 +73,10 @@ class Reads:
         if value is None:
             return None
         episode = self._restore(id_bytes, value, self._state(id_bytes), self._context.now_us())
-        if episode is not None and episode.relevance < FRESH:
-            self._accessed(episode)
+        if episode is not None:
+            episode._id_text = id
+            if episode.relevance < FRESH:
+                self._accessed(episode)
         return episode
 
     def get_many(self, ids: Sequence[str], as_of: datetime | None = None) -> list[Episode | None]:

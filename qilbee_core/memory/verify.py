@@ -15,13 +15,14 @@ from qilbee_core.envelope import unframe
 from qilbee_core.episode import MEMORY_TYPES
 from qilbee_core.errors import CorruptRecordError, DataError, InvalidError, ProviderNotFoundError
 from qilbee_core.ids import format_id, parse_id
-from qilbee_core.interfaces import Snapshot
+from qilbee_core.interfaces import Snapshot, SupportsPages
 from qilbee_core.keys import AgentKeys, ParsedKey, Space, parse, range_of
 from qilbee_core.memory.commit import Context
 from qilbee_core.memory.document import EpisodeDocument
 from qilbee_core.memory.head import NEVER_US, Head
 from qilbee_core.memory.log import ChangeKind, count_episode, count_retired, parse_change, read_head
 from qilbee_core.memory.past import last_rows
+from qilbee_core.memory.readahead import ReadAhead
 from qilbee_core.memory.state import State, decode_state, first_state, standings
 from qilbee_core.memory.terms import NO_ID, Cursor, cursor_key, decode_cursor, row_key, row_of_document, seal_row
 from qilbee_core.memory.undo import decode_undo, undo_us
@@ -111,7 +112,7 @@ def verify(context: Context) -> VerifyReport:
     """Walk one snapshot of the store."""
     snapshot = context.backend.snapshot()
     try:
-        walk = _Walk(context, snapshot)
+        walk = _Walk(context, ReadAhead(snapshot) if isinstance(context.backend, SupportsPages) else snapshot)
         walk.attempt(walk.catalog)
         walk.attempt(walk.strangers)
         walk.attempt(walk.agents)

@@ -400,7 +400,17 @@ _EPISODE = "/memory/{agent}/episodes/{id}"
 _P = Permission
 
 MEMORY_ROUTES = (
-    route("POST", _EPISODES, _P.WRITE, store_episode, "Store an episode", StoreBody, StoredAnswer, status=201),
+    route(
+        "POST",
+        _EPISODES,
+        _P.WRITE,
+        store_episode,
+        "Store an episode",
+        StoreBody,
+        StoredAnswer,
+        status=201,
+        also=(_OK,),
+    ),
     route(
         "POST",
         f"{_EPISODES}/batch",

@@ -57,7 +57,10 @@ def _operation(route: Route, schemas: Mapping[str, Mapping[str, JSON]]) -> dict[
         "summary": route.summary,
         "description": inspect.cleandoc(route.handler.__doc__ or "") + ("" if public else f"\n\n{needs}"),
         "parameters": [*_path_parameters(route), *_query_parameters(route, schemas)],
-        "responses": {str(route.status): _success(route), "default": _json("What went wrong.", ErrorAnswer)},
+        "responses": {
+            **{str(status): _success(route) for status in (route.status, *route.also)},
+            "default": _json("What went wrong.", ErrorAnswer),
+        },
         "security": [] if public else [{"token": []}, {"apiKey": []}],
     }
     if route.method not in _IN_QUERY and route.takes is not Nothing:

@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from qilbeedb.wire import ErrorAnswer, encode
 
 if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application, ASGISendEvent, HTTPResponseStartEvent
+    from uvicorn._types import ASGI3Application, ASGIReceiveEvent, ASGISendEvent, HTTPResponseStartEvent
 
 __all__ = ["HEAD_BYTES_MAX", "protocol"]
 
@@ -275,7 +275,16 @@ def _go_on(running: Coroutine[Any, None, None], awaited: object) -> Generator[ob
 class _OneWrite(RequestResponseCycle):
     """uvicorn's, that holds the head of an answer until its body is there; whatever is unusual goes uvicorn's way."""
 
+    _asked = False
     _head: HTTPResponseStartEvent | None = None
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """The ``receive`` of ASGI: a body that was here before the first call waits for nothing."""
+        is_first, self._asked = not self._asked, True
+        if is_first and not (self.more_body or self.disconnected or self.flow.read_paused):
+            self.message_event.clear()
+            return {"type": "http.request", "body": bytes(self.body), "more_body": False}
+        return await super().receive()
 
     async def send(self, message: ASGISendEvent) -> None:
         """The ``send`` of ASGI. Names and values of headers are sent as they are: nothing of a request is in them."""

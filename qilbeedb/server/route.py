@@ -91,8 +91,9 @@ class Route(Struct, frozen=True, kw_only=True):
     ``path`` has its parameters in braces; one called ``agent`` is an agent's id, and whoever calls must have
     ``permission`` for that agent. Where the body has a ``dry_run`` that is true, ``dry_run`` is what he needs instead.
     ``takes`` is the form of the query (GET, DELETE) or the body; ``gives`` that of the answer, None for one that is no
-    JSON. ``slow``: it takes a place in the pool, of which there are few. ``audit`` is the type of the event that the
-    audit log gets of it, where it gets one. ``rate`` is the rate limit that counts it.
+    JSON. It comes with ``status``, or one of those in ``also``. ``slow``: it takes a place in the pool, of which there
+    are few. ``audit`` is the type of the event that the audit log gets of it, where it gets one. ``rate`` is the rate
+    limit that counts it.
     """
 
     method: Method
@@ -103,6 +104,7 @@ class Route(Struct, frozen=True, kw_only=True):
     takes: type[Struct]
     gives: type[Struct] | None
     status: int = 200
+    also: tuple[int, ...] = ()
     dry_run: Permission | None = None
     slow: bool = False
     audit: str | None = None
@@ -124,6 +126,7 @@ def route(
     gives: type[Struct] | None,
     *,
     status: int = 200,
+    also: tuple[int, ...] = (),
     dry_run: Permission | None = None,
     slow: bool = False,
     audit: str | None = None,
@@ -139,6 +142,7 @@ def route(
         takes=takes,
         gives=gives,
         status=status,
+        also=also,
         dry_run=dry_run,
         slow=slow,
         audit=audit,

@@ -138,7 +138,7 @@ def _docs(table: tuple[Route, ...]) -> bytes:
 _P = Permission
 
 SYSTEM_ROUTES = (
-    route("GET", "/health", _P.PUBLIC, health, "Whether writes are taken", Nothing, HealthAnswer),
+    route("GET", "/health", _P.PUBLIC, health, "Whether writes are taken", Nothing, HealthAnswer, also=(503,)),
     route("GET", "/metrics", _P.READ, show_metrics, "Figures for Prometheus", Nothing, None),
     route("GET", "/openapi.json", _P.PUBLIC, show_openapi, "The interface for programs", Nothing, None),
     route("GET", "/docs", _P.PUBLIC, show_docs, "The interface for people", Nothing, None),

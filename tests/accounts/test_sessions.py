@@ -325,3 +325,14 @@ def test_an_administrator_is_made_where_there_are_only_other_users(store: Store)
     second = Accounts.open(store, environ={"QILBEE_ADMIN_PASSWORD": ADMIN_PASSWORD})
     assert second.sessions.login(HERE, "admin", ADMIN_PASSWORD).username == "admin"
     second.close()
+
+
+def test_that_a_session_has_ended_already_is_told_once_that_is_durable(
+    store: Store, accounts: Accounts, ann: UserInfo, admin: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    login = accounts.sessions.login(HERE, "ann", PASSWORD)
+    accounts.sessions.revoke(admin, login.refresh_token)
+    synced: list[str] = []
+    monkeypatch.setattr(store._backend, "sync", lambda: synced.append("again"))
+    accounts.sessions.revoke(admin, login.refresh_token)
+    assert synced == ["again"]

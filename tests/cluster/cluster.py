@@ -86,11 +86,15 @@ class Node:
 
     def kill(self) -> None:
         """``kill -9`` of everything: the machine is gone."""
+        self.kill_patroni()
+        self.kill_postgres()
+
+    def kill_patroni(self) -> None:
+        """``kill -9`` of Patroni; PostgreSQL goes on."""
         if self.patroni is not None:
             self.patroni.kill()
             self.patroni.wait()
             self.patroni = None
-        self.kill_postgres()
 
     def freeze(self) -> None:
         """Stop everything: connections stay, and nobody answers."""

@@ -138,6 +138,9 @@ class Writers:
                 process.wait()
             for reader in self._readers:
                 reader.join()
+            for process in self._processes:
+                assert process.stdout is not None
+                process.stdout.close()
 
     def wait_for(self, count: int, since_s: float = 0.0) -> None:
         """Return once so many more calls were acknowledged, of each writer at least one."""

@@ -14,7 +14,7 @@ from .cluster import Cluster, why_not
 from .failures import STATEMENT_TIMEOUT_MS, fail
 
 pytest.importorskip("qilbee_postgres", reason="the package qilbee-postgres is not installed")
-pytestmark = [pytest.mark.skipif(bool(why_not()), reason=why_not()), pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 SEED = SystemRandom().randrange(1 << 30)
 

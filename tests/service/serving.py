@@ -1,12 +1,16 @@
-"""The server in a thread of the test, on a real socket, with the parts that ``qilbee serve`` puts together."""
+"""The server for tests: in a thread, on a real socket, with the parts that ``qilbee serve`` puts together; or that."""
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sysconfig
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import httpx
@@ -18,6 +22,7 @@ from qilbeedb.server.app import create_app
 from qilbeedb.server.serve import listen, uvicorn_config
 from qilbeedb.server.settings import ServiceSettings
 
+SCRIPT = Path(sysconfig.get_path("scripts"), "qilbee")
 PASSWORD = "correct horse battery staple"
 PATIENCE_S = 20.0
 
@@ -34,23 +39,28 @@ class Serving(NamedTuple):
 
     def raw(self, data: bytes, *, half_close: bool = False, timeout_s: float = PATIENCE_S) -> bytes:
         """What the server answers to these very bytes, until it closes or one answer is there."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout_s) as connection:
+        return raw(self.port, data, half_close=half_close, timeout_s=timeout_s)
+
+
+def raw(port: int, data: bytes, *, half_close: bool = False, timeout_s: float = PATIENCE_S) -> bytes:
+    """What the server at a port answers to these very bytes, until it closes or one answer is there."""
+    with socket.create_connection(("127.0.0.1", port), timeout_s) as connection:
+        try:
+            connection.sendall(data)
+            if half_close:
+                connection.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it may have heard enough
+        answer = b""
+        while not complete(answer):
             try:
-                connection.sendall(data)
-                if half_close:
-                    connection.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass  # it may have heard enough
-            answer = b""
-            while not complete(answer):
-                try:
-                    part = connection.recv(65536)
-                except ConnectionResetError:
-                    break
-                if not part:
-                    break
-                answer += part
-            return answer
+                part = connection.recv(65536)
+            except ConnectionResetError:
+                break
+            if not part:
+                break
+            answer += part
+        return answer
 
 
 def complete(answer: bytes) -> bool:
@@ -100,3 +110,23 @@ def login(served: Serving, username: str) -> dict[str, str]:
     answer = served.client.post("/api/v1/auth/login", json={"username": username, "password": PASSWORD})
     assert answer.status_code == 200, answer.text
     return {"Authorization": f"Bearer {answer.json()['access_token']}"}
+
+
+@contextmanager
+def script(directory: Path, *arguments: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``qilbee serve`` in a process of its own, on a free port, and where it listens."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("QILBEE_")}
+    command = [str(SCRIPT), "serve", "--data", str(directory / "data"), "--port", "0", *arguments]
+    log = (directory / "log").open("a")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env={**environ, **variables})
+    output = process.stdout
+    assert output is not None
+    try:
+        said = output.readline()
+        assert "listens on " in said, (directory / "log").read_text()
+        yield process, said.split()[3].rstrip(",")
+    finally:
+        process.kill()
+        process.wait()
+        output.close()
+        log.close()

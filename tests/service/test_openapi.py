@@ -45,7 +45,15 @@ def test_an_operation_has_the_parameters_the_body_and_the_rights_of_its_route(ro
     else:
         assert in_query == set()
         assert ("requestBody" in operation) == bool(fields)
-    assert {str(route.status), "default"} == set(operation["responses"])
+    assert {str(route.status), *map(str, route.also), "default"} == set(operation["responses"])
+
+
+def test_an_answer_with_another_status_than_usual_is_in_the_document_too(served: Serving) -> None:
+    body = {"episodeType": "x", "content": {}, "idempotencyKey": "twice"}
+    statuses = {str(served.client.post("/memory/a/episodes", json=body).status_code) for _ in range(2)}
+    assert statuses == {"200", "201"}
+    assert statuses < set(DOCUMENT["paths"]["/memory/{agent}/episodes"]["post"]["responses"])
+    assert "503" in DOCUMENT["paths"]["/health"]["get"]["responses"]
 
 
 def test_every_reference_leads_to_a_schema_that_says_what_it_is() -> None:

@@ -11,11 +11,9 @@ import socket
 import ssl
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -29,31 +27,10 @@ from qilbeedb.server.request import client_address
 from qilbeedb.server.serve import _allow_files
 from qilbeedb.server.settings import ServerSettings, ServiceSettings
 
-from .serving import PASSWORD, PATIENCE_S, Serving, login, serving, wait_until
+from .serving import PASSWORD, PATIENCE_S, SCRIPT, Serving, login, script, serving, wait_until
 
-SCRIPT = Path(sysconfig.get_path("scripts"), "qilbee")
 BODY = {"episodeType": "observation", "content": {"observation": "tea at five"}}
 EPHEMERAL = {"storage": {"backend": "ephemeral"}}
-
-
-@contextmanager
-def script(directory: Path, *arguments: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """``qilbee serve`` in a process of its own, on a free port, and where it listens."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("QILBEE_")}
-    command = [str(SCRIPT), "serve", "--data", str(directory / "data"), "--port", "0", *arguments]
-    log = (directory / "log").open("a")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env={**environ, **variables})
-    output = process.stdout
-    assert output is not None
-    try:
-        said = output.readline()
-        assert "listens on " in said, (directory / "log").read_text()
-        yield process, said.split()[3].rstrip(",")
-    finally:
-        process.kill()
-        process.wait()
-        output.close()
-        log.close()
 
 
 def token(url: str, password: str = PASSWORD) -> dict[str, str]:

@@ -235,10 +235,11 @@ class PostgresBackend(Blocking, DurableWrites):
         if self._connections.closed:
             raise StoreClosedError("the store is closed")
         wait_s = self._connections.longest_wait_s()
+        stopped = f"{self._where} has not answered for {wait_s:.0f} s: see that it runs, and that its standby does"
         return {
             **self._connections.figures(),
             "longest_wait_ms": round(wait_s * 1000),
-            "writes_stopped": wait_s > _WAIT_S_MAX and f"{self._where} has not answered for {wait_s:.0f} s",
+            "writes_stopped": wait_s > _WAIT_S_MAX and stopped,
             **{f"server_{name}": value for name, value in self._server.items()},
         }
 
