@@ -25,7 +25,14 @@ __all__ = ["SharedView", "View"]
 
 _CHUNK_ROWS_MAX = 64
 _NOT_OPEN_YET = cast("RdictIter", Gone(StorageError, "this view has no iterator yet"))
-_CLOSED = cast("RdictIter", Gone(StoreClosedError, "the snapshot or scan is closed, or its store closed or reopened"))
+_CLOSED = cast(
+    "RdictIter",
+    Gone(
+        StoreClosedError,
+        "the snapshot or scan is closed, or its store closed or reopened",
+        remedy="read again; episodes(after=...) goes on behind the last id",
+    ),
+)
 
 
 class View:
