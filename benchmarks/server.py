@@ -308,12 +308,12 @@ def cost(rounds: int, number: int) -> None:
 
 
 def wait_for_index(server: Running) -> None:
-    """Until nothing is pending; asked seldom, on a connection of its own, where what is pending is not counted anew."""
+    """Until nothing is pending; asked seldom, on a connection of its own, and where it is known without counting."""
     deadline_s = time.monotonic() + INDEXED_S_MAX
     with connected(server.port, 1) as (connection,):
         while b"\nqilbee_search_pending 0\n" not in asked(connection, request("GET", "/metrics", server.key)):
             assert time.monotonic() < deadline_s, f"the index is not complete within {INDEXED_S_MAX} s"
-            time.sleep(0.2)
+            time.sleep(0.5)
         status = asked(connection, request("GET", f"/memory/{AGENT}/semantic-search/status", server.key))
         assert b'"pendingEpisodes":0,' in status
 

@@ -51,7 +51,7 @@ def protocol(receive_timeout_s: float, connections_max: int) -> type[asyncio.Pro
 
         _in_head = False
         _in_request = False
-        _reads = False
+        _reads = _came_whole = False
         _crowded = False
         _waits_since_s = inf
         """When we began to wait for the client to send something; inf: we do not."""
@@ -101,7 +101,7 @@ def protocol(receive_timeout_s: float, connections_max: int) -> type[asyncio.Pro
                 self.transport.close()
 
         def data_received(self, data: bytes) -> None:
-            self._reads = True
+            self._reads, self._came_whole = True, False
             super().data_received(data)
             self._reads = False
             if self._came is not None:
@@ -112,7 +112,8 @@ def protocol(receive_timeout_s: float, connections_max: int) -> type[asyncio.Pro
                 return
             if self._deadline is None:
                 self._expect_request(receive_timeout_s)
-            self._request_bytes += len(data)
+            if not self._came_whole:  # else nobody knows how much of it is of the request behind
+                self._request_bytes += len(data)
             # What is neither body nor as much as it: the head, then what chunks begin with, and what comes behind them.
             if self._request_bytes - 2 * self._body_bytes > HEAD_BYTES_MAX:
                 self._refuse(431, "the head of the request is too large, or its chunks are too small")
@@ -135,6 +136,7 @@ def protocol(receive_timeout_s: float, connections_max: int) -> type[asyncio.Pro
 
         def on_message_complete(self) -> None:
             self._in_request = False
+            self._came_whole = True
             self._waits_since_s = inf
             super().on_message_complete()
 

@@ -264,6 +264,30 @@ def test_a_refusal_is_never_taken_for_the_answer_to_an_earlier_request(
         assert whole(connection) == b""
 
 
+def test_what_came_before_a_request_is_none_of_its_head(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = json.dumps({"episodeType": "x", "content": {"a": "b" * 150_000}}).encode()
+    head = b"POST /memory/a/episodes HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body)
+    asked, going = threading.Event(), threading.Event()
+
+    def hold(*_: object) -> None:
+        asked.set()
+        assert going.wait(PATIENCE_S)
+
+    with connected(served) as holding, connected(served) as connection:
+        for _ in range(50):  # until the system takes much at once
+            connection.sendall(head + body)
+            assert statuses(connection, 1) == [201]
+        monkeypatch.setattr(served.store, "async_agent_memory", hold)
+        holding.sendall(get("/memory/whoever/statistics"))  # holds up the loop, so that the others are read at once
+        assert asked.wait(PATIENCE_S)
+        monkeypatch.undo()
+        connection.sendall(head + body + head + body[:100])
+        going.set()
+        assert statuses(connection, 1) == [201]
+        connection.sendall(body[100:])
+        assert statuses(connection, 1) == [201]
+
+
 def test_what_comes_behind_a_body_is_no_header_of_its_request(served: Serving) -> None:
     head = b"POST /memory/a/episodes HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
     chunks = b"%x\r\n%s\r\n0\r\n" % (len(BODY), BODY)

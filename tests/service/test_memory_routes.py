@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qilbee_core import Episode
-from qilbeedb.wire import moment_of, seconds_of
+from qilbeedb.wire import EpisodeAnswer, moment_of, seconds_of
 
 from .serving import PASSWORD, Serving, login, serving
 
@@ -77,6 +77,13 @@ def test_every_microsecond_of_our_time_survives_as_a_number() -> None:
     for us in range(0, 1_000_000, 997):
         each = moment + timedelta(microseconds=us)
         assert moment_of(seconds_of(each)) == each
+
+
+@given(st.datetimes(), st.booleans())
+def test_an_episode_has_its_moments_as_the_numbers_that_they_are(moment: datetime, is_whole: bool) -> None:
+    moment = moment.replace(microsecond=0, tzinfo=UTC) if is_whole else moment.replace(tzinfo=UTC)
+    told = EpisodeAnswer.of(Episode("a", "x", {}, event_time=moment)).event_time
+    assert (told, type(told)) == (seconds_of(moment), type(seconds_of(moment)))
 
 
 def test_the_same_episode_again_is_200_and_stored_once_and_another_under_its_id_is_409(served: Serving) -> None:
