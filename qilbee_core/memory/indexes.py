@@ -54,7 +54,7 @@ class AgentSearch:
         elif self.index is not None and self.followed == made.before:
             self.waiting += made.rows
             self.followed = made.after
-            if made.is_all or len(self.waiting) >= _PUT_EPISODES:
+            if len(self.waiting) >= _PUT_EPISODES:
                 self.settle()
 
     def settle(self) -> None:

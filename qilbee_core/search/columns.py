@@ -1,4 +1,4 @@
-"""Arrays: those that grow together a row at a time, and the greatest of many values."""
+"""Arrays: those that grow together a row at a time, room to work in, and the greatest of many values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Columns", "maximum_at", "reached_by", "scratch"]
+__all__ = ["Columns", "reached_by", "scratch"]
 
 _ROWS_LEAST = 16
 _SCRATCH_BYTES_MAX = 1 << 23
@@ -67,21 +67,10 @@ def reached_by(values: NDArray[np.floating], count: int) -> float:
 
 
 def scratch(rows: int, columns: int) -> NDArray[np.float32]:
-    """Zeros to work with until the next call in this thread: new memory costs as much as what is done in it."""
+    """Room to work in until the next call in this thread: new memory costs as much as what is done in it."""
     lines: NDArray[np.float32] | None = getattr(_kept, "lines", None)
     if lines is None or len(lines) < rows * columns:
-        lines = np.zeros(rows * columns, np.float32)
+        lines = np.empty(rows * columns, np.float32)
         if lines.nbytes <= _SCRATCH_BYTES_MAX:
             _kept.lines = lines
-    found = lines[: rows * columns].reshape(rows, columns)
-    found.fill(0.0)
-    return found
-
-
-def maximum_at(target: NDArray[np.float32], where: NDArray[np.integer], values: NDArray[np.float32]) -> None:
-    """The same as np.maximum.at, several times as fast: any of several values is written, until none is greater."""
-    values = np.maximum(values, target[where])
-    target[where] = values
-    while (greater := values > target[where]).any():
-        where, values = where[greater], values[greater]
-        target[where] = values
+    return lines[: rows * columns].reshape(rows, columns)

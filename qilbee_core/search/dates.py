@@ -55,6 +55,8 @@ _RELATIVE = re.compile(
     r"|(?P<count>\d{1,3}|an?|one|two|three|four|five|six) (?P<unit>day|week|month|year)s? ago)\b",
     re.IGNORECASE,
 )
+_ANY = re.compile("\\d|jan|feb|ma[ry]|apr|ju[nl]|aug|sep|oct|nov|dec|day|this|last|ago")
+"""Something that each of these patterns needs, in small letters: most questions name no date."""
 _COUNTS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
 _ASKS_WHEN = re.compile(r"\b(?:when|how long|(?:what|which) (?:year|month|week|day|date|time))\b", re.IGNORECASE)
 
@@ -90,13 +92,15 @@ def day_ranges(text: str, today: int, known: Callable[[], tuple[int, int]]) -> l
     [(19478, 19508, 0.6), (19509, 19518, 0.3)]
     """
     ranges: list[DayRange] = []
+    if _ANY.search(text.casefold()) is None:
+        return ranges
 
     def take(found: re.Match[str]) -> str:
         named = found.groupdict()
         month = named.get("month")
         if month is not None and not named.get("day") and not named.get("year") and not _is_month(found):
             return found.group()
-        number = None if month is None else _NUMBERS.get(month.lower()) or int(month)
+        number = None if month is None else _NUMBERS.get(month.casefold()) or int(month)
         day = int(named["day"]) if named.get("day") else None
         if named.get("year"):
             years = range(int(named["year"]), int(named["year"]) + 1)
@@ -158,7 +162,7 @@ def _relative(found: re.Match[str], today: int) -> Iterator[DayRange]:
         else:
             yield DayRange(_number(first), today, SAME_MONTH)
     else:
-        count = _COUNTS.get(found["count"].lower()) or int(found["count"])
+        count = _COUNTS.get(found["count"].casefold()) or int(found["count"])
         days = {"day": 1, "week": 7, "month": 30, "year": 365}[found["unit"].lower()]
         around = 0 if days == 1 else days // 4 + 2
         there = today - count * days

@@ -144,7 +144,7 @@ class AgentIndex:
 
     def find(self, terms: Sequence[int]) -> Found:
         """The turns that hold some terms; removed ones too, until compaction."""
-        return self.postings.of(terms, self._unsorted())
+        return self.postings.of(terms, self._unsorted() if self._sorted_to < self.turns.size else None)
 
     def turns_of(self, id_bytes: bytes) -> range:
         """The turns of an episode, one after another; none where it is not known."""
@@ -222,11 +222,14 @@ class AgentIndex:
         for id_bytes in now:
             self.remove(id_bytes)
         speakers = self._extend([row for _, row in there])
-        at = 0
-        for id_bytes, row in there:
-            stop = at + len(row.turns)
-            self.timeline.append(id_bytes, row.session, speakers[at:stop])
-            at = stop
+        ids, sessions = [id_bytes for id_bytes, _ in there], [row.session for _, row in there]
+        turns_in = [len(row.turns) for _, row in there]
+        if self.timeline.are_next(ids, sessions):
+            self.timeline.append_all(b"".join(ids), sessions, np.array(turns_in), np.array(speakers))
+        else:
+            ends = np.cumsum(turns_in).tolist()
+            for id_bytes, session, size, stop in zip(ids, sessions, turns_in, ends, strict=True):
+                self.timeline.append(id_bytes, session, speakers[stop - size : stop])
         if self.turns.size - self._sorted_to > max(_UNSORTED_MAX, self._sorted_to // 8):
             self._sort()
 
@@ -269,7 +272,7 @@ class AgentIndex:
             sessions += [names.setdefault(row.session, row.session) for row in found]  # one object for each
             speakers.extend(self._extend(found))
         if ids:
-            self.timeline.load(bytes(ids), sessions, np.array(turns_in), np.array(speakers))
+            self.timeline.append_all(bytes(ids), sessions, np.array(turns_in), np.array(speakers))
             self._sort()
 
     def _extend(self, rows: list[Row]) -> list[int]:
@@ -353,7 +356,7 @@ class AgentIndex:
         new_number[used] = np.arange(len(used))
         speakers, timeline = self.timeline.speaker[kept], Timeline()
         if ids:
-            timeline.load(b"".join(ids), sessions, np.array([len(each) for each in in_episode]), speakers)
+            timeline.append_all(b"".join(ids), sessions, np.array([len(each) for each in in_episode]), speakers)
         self.timeline = timeline
         self.turns = self.turns.taken(np.concatenate([[NOWHERE], kept]))
         self.turns.entries_end[1 : self.turns.size] = np.cumsum(np.bincount(owners, minlength=len(kept)))

@@ -87,17 +87,20 @@ def question_of(text: str, index: AgentIndex, now_us: int) -> Question:
 
 def _term(stem: int | str, weight: float, index: AgentIndex) -> QuestionTerm:
     finds = []
-    numbers, frequency_of = index.numbers, index.terms.frequency.item
+    numbers, frequency_of, turns = index.numbers, index.terms.frequency.item, index.live_turns
     own = numbers.get(stem)
+    own_frequency = 0
     if own is not None:
         finds.append((own, weight))
+        own_frequency = frequency_of(own)
     if isinstance(stem, int):
         most = len(finds) + NEIGHBOURS_MAX
         for other, cosine in index.lexicon.neighbours(stem):
             term = numbers.get(other)
             if term is not None:
                 # A frequent neighbour of a rare term says little.
-                idf_least = min(weight, idf(index.live_turns, frequency_of(term)))
+                frequency = frequency_of(term)
+                idf_least = weight if frequency <= own_frequency else idf(turns, frequency)
                 finds.append((term, NEIGHBOUR_WEIGHT * cosine * idf_least))
                 if len(finds) == most:
                     break

@@ -24,19 +24,20 @@ of a turn, since in a chat a word said twice means little and length means less.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from itertools import islice
 from math import prod
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qilbee_core.search.columns import maximum_at, reached_by, scratch
+from qilbee_core.search.columns import reached_by, scratch
 from qilbee_core.search.index import TIME_WORDS_MAX, AgentIndex
 from qilbee_core.search.question import DAY_US, Question
 from qilbee_core.search.timeline import NOWHERE
 
-__all__ = ["EVERYTHING", "MEANING", "Filter", "Scores"]
+__all__ = ["EVERYTHING", "MEANING", "Filter", "Scores", "total"]
 
 ASKED = 0.6
 BEFORE = 0.25
@@ -54,8 +55,6 @@ _ROUNDED = 1.0 - 1e-4
 """What is left of a sum, at least, when its parts are added in another order."""
 ASKED_DISCOUNT = 0.4
 """How much less a word counts that is only asked."""
-_SPARSE = 8
-"""Where fewer than one turn of so many has a term, it is added to these alone."""
 _ASKED = 0xFF
 
 _COUNTS = np.arange(1 << 16).astype(np.float32)
@@ -103,94 +102,88 @@ class Scores:
         self._size = size = index.turns.size
         average = index.words_average or 1.0
         long = average / (average + 40.0)
-        self._k1, b = 0.7 + 0.9 * long, 0.2 + 0.4 * long
-        self._per_word, self._at_least = np.float32(self._k1 * b / average), np.float32(self._k1 * (1.0 - b))
+        k1, b = 0.7 + 0.9 * long, 0.2 + 0.4 * long
         if index.worth_once is None:
-            index.worth_once = self._worth_once()
-        self._once = index.worth_once
-        self._is_plain = np.array([not term.is_name for term in question.terms], np.bool_)
-        names = not self._is_plain.all()
-        sums = scratch(2 + names + len(question.terms), size)
-        self._asked, self._plain, self._own = sums[0], sums[1], sums[1 + names]
-        self._lines = sums[2 + names :]
-        """For each term of the question and each turn what it is worth there, as a part of ``_once``."""
-        self._match()
-        self._plain *= self._once  # ``own`` without names
+            index.worth_once = _worth_once(index, k1, k1 * b / average, k1 * (1.0 - b))
+        self._once, self._most = index.worth_once, np.float32(k1 + 1.0)
+        """What a term is worth, as a part of its weight, in each turn that says it once; and where it has no end."""
+        # Names last, so that the lines of the others are together.
+        self._terms = sorted(question.terms, key=lambda term: term.is_name)
+        names = sum(term.is_name for term in self._terms)
+        rows = scratch(3 + len(self._terms), size)
+        self._asked, self._plain, self._own = rows[:3]
+        """By turn: the part ``asked`` that it is to the next one, ``own`` without names, ``own``."""
+        self._lines = rows[3 : len(rows) - names]
+        """For each term but names and each turn what it is worth there, as a part of ``_once``."""
+        self._match(rows[3:])
+        self._plain *= self._once
         if names:
             self._own *= self._once
             self._own += self._plain
+        else:
+            self._own = self._plain
         self._session_best = index.timeline.best_of_sessions(self._own)
 
-    def _worth_once(self) -> NDArray[np.float32]:
-        """What a term is worth in a turn that says it once, as a part of its weight; 0 in a removed one."""
-        worth = self._saturation(slice(0, self._size))
-        worth += np.float32(1.0)
-        np.divide(np.float32(self._k1 + 1.0), worth, out=worth)
-        if self._index.live_turns < self._size - 1:
-            worth[self._index.timeline.session[: self._size] == NOWHERE] = 0.0
-        return worth
-
-    def _saturation(self, turns: NDArray[np.int64] | slice) -> NDArray[np.float32]:
-        """Of each turn the count at which a word is worth (k1 + 1) / 2."""
-        saturation: NDArray[np.float32] = self._index.turns.length[turns].astype(np.float32)
-        saturation *= self._per_word
-        saturation += self._at_least
-        return saturation
-
-    def _match(self) -> None:
+    def _match(self, lines: NDArray[np.float32]) -> None:
         """Find what each term of the question is worth in each turn, by the best of those it finds, and add that up.
 
         What is said is as a part of ``_once`` yet.
         """
-        terms, lines, size = self._question.terms, self._lines, self._size
         # Of each the greatest weight last, which is then what stands there.
-        finds = sorted((row, weight, number) for row, term in enumerate(terms) for number, weight in term.finds)
-        once, (turns, counts, sizes) = self._index.find([number for _, _, number in finds])
-        for (row, weight, _), once_turns in zip(finds, once, strict=True):
-            lines[row][once_turns] = weight
-        rows = np.array([row for row, _, _ in finds], np.int64)
-        weights = np.repeat(np.array([weight for _, weight, _ in finds], np.float32), sizes)
-        saturation = self._saturation(turns)
-        worth = weights * _relative(_SAID[counts], saturation)
-        maximum_at(lines.reshape(-1), np.repeat(rows * size, sizes) + turns, worth)
-        first = np.searchsorted(rows, np.arange(len(terms) + 1))
-        ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[first]
-        (asked,) = np.nonzero((counts & _ASKED) != 0)
-        asked_ends = np.searchsorted(asked, ends).tolist()
-        asked_turns = turns[asked]
-        worth = weights[asked] * _relative(_COUNTS[counts[asked] & _ASKED], saturation[asked])
-        best = np.empty(size, np.float32)
-        first, ends = first.tolist(), ends.tolist()
-        for row, term in enumerate(terms):
-            here = [*once[first[row] : first[row + 1]], turns[ends[row] : ends[row + 1]]]
-            _add(self._own if term.is_name else self._plain, lines[row], here)
-            start, stop = asked_ends[row : row + 2]
-            if not term.is_name and start < stop:
-                at = asked_turns[start:stop]
-                best[at] = worth[start:stop]
-                maximum_at(best, at, worth[start:stop])
-                self._asked[at] += best[at]  # of one that is there twice both assign the same sum
-        self._asked *= self._once
+        finds = [sorted(term.finds, key=lambda each: each[::-1]) for term in self._terms]
+        once, (turns, counts, sizes) = self._index.find([number for each in finds for number, _ in each])
+        weights = np.repeat(np.array([weight for each in finds for _, weight in each], np.float32), sizes)
+        share = self._once[turns]
+        share /= self._most
+        said = _relative(_SAID[counts], share)
+        said *= weights
+        (asking,) = np.nonzero((counts & _ASKED) != 0)
+        asked_turns, share = turns[asking], share[asking]
+        asked = _relative(_COUNTS[counts[asking] & _ASKED], share)
+        asked *= weights[asking]
+        asked *= share
+        asked *= ASKED * self._most
+        for total_line in (self._asked, self._plain, self._own):
+            total_line.fill(0.0)
+        found = iter(zip(once, sizes, strict=True))
+        start = stop = first = last = 0
+        # One line after the other, while it is in the processor's cache.
+        for term, line, weighed in zip(self._terms, lines, finds, strict=True):
+            here = list(islice(found, len(weighed)))
+            start, stop = stop, stop + sum(size for _, size in here)
+            first, last = last, int(np.searchsorted(asking, stop))
+            line.fill(0.0)
+            if first < last and not term.is_name:
+                at = asked_turns[first:last]
+                np.maximum.at(line, at, asked[first:last])
+                self._asked[at] += line[at]  # of one that is there twice both assign the same sum
+                line[at] = 0.0
+            for (_, weight), (once_turns, _) in zip(weighed, here, strict=True):
+                line[once_turns] = weight
+            np.maximum.at(line, turns[start:stop], said[start:stop])
+            if term.is_name:
+                self._own += line
+            else:
+                self._plain += line
 
     def promising(self, count: int, mask: NDArray[np.bool_] | None) -> NDArray[np.intp]:
         """Some of the turns under ``mask``, among them the ``count`` best by :meth:`rough`: of many a small part."""
         index, question = self._index, self._question
         timeline = index.timeline
-        before = ASKED * self._asked
-        after = BEFORE * self._plain
-        before += after
-        np.multiply(self._plain, AFTER, out=after)
-        sure = timeline.of_others(before, after)
+        sure = timeline.of_sessions(SESSION * self._session_best)
         sure += self._own
-        sure += timeline.of_sessions(SESSION * self._session_best)
+        lent = BEFORE * self._plain
+        lent += self._asked
+        timeline.add_before(sure, lent)
+        np.multiply(self._plain, AFTER, out=lent)
+        timeline.add_after(sure, lent)
         if question.days:
             sure += DATE * self._fit(timeline.event_us[: self._size])
         if question.speaker:
-            speaks = (timeline.speaker[: self._size] == question.speaker).astype(np.float32)
-            sure += SPEAKER * speaks
-            speaks *= SPEAKER_FACTOR
-            speaks += np.float32(1.0)
-            sure *= speaks
+            more = np.multiply(sure, SPEAKER_FACTOR, out=lent)
+            more += np.float32(SPEAKER * (1.0 + SPEAKER_FACTOR))
+            more *= (timeline.speaker[: self._size] == question.speaker).astype(np.float32)
+            sure += more
         if mask is not None:
             sure *= mask
         # This is all but for words of time, which make it more, and by so much at most:
@@ -198,21 +191,11 @@ class Scores:
         reached = reached_by(sure, count)
         if reached <= 0.0:
             return np.flatnonzero(sure)
-        if factor > 1.0:
-            scores = self.rough(np.flatnonzero(sure >= reached))
-            reached = float(np.partition(scores, -count)[-count])
         return np.flatnonzero(sure >= reached * _ROUNDED / factor)
 
-    def rough(self, turns: NDArray[np.intp]) -> NDArray[np.float32]:
+    def rough(self, turns: NDArray[np.intp]) -> NDArray[np.floating]:
         """The score of some turns by the common parts alone."""
-        return sum(self.common(turns).values(), np.zeros(len(turns), np.float32)) * self.factor(turns)
-
-    def factor(self, turns: NDArray[np.intp]) -> NDArray[np.float32]:
-        """The product of the factors."""
-        factor = np.ones(len(turns), np.float32)
-        for each in self.factors(turns).values():
-            factor *= each
-        return factor
+        return total(self.common(turns), self.factors(turns))
 
     def common(self, turns: NDArray[np.intp]) -> dict[str, NDArray[np.float32]]:
         """The parts that are cheap enough to ask of every turn."""
@@ -221,7 +204,7 @@ class Scores:
         after = timeline.after_other[turns].astype(np.intp)
         parts = {
             "own": self._own[turns],
-            "asked": ASKED * self._asked[before],
+            "asked": self._asked[before],
             "before": BEFORE * self._plain[before],
             "after": AFTER * self._plain[after],
             "session": SESSION * self._session_best[timeline.session[turns].astype(np.intp)],
@@ -255,11 +238,10 @@ class Scores:
     def _around(self, turns: NDArray[np.intp], *neighbours: NDArray[np.intp]) -> NDArray[np.float32]:
         """Over the terms but names, how much better the best of the neighbours matches than the turn."""
         all_turns = np.concatenate([turns, *neighbours])
-        matches = (self._lines[:, all_turns] * self._once[all_turns]).reshape(
+        matches = (self._lines.take(all_turns, axis=1) * self._once[all_turns]).reshape(
             len(self._lines), 1 + len(neighbours), len(turns)
         )
         more = matches.max(axis=1) - matches[:, 0]
-        more[~self._is_plain] = 0.0
         # Row by row, in the order of the question.
         return sum(more, np.zeros(len(turns), np.float32))
 
@@ -283,18 +265,36 @@ class Scores:
         return found
 
 
-def _relative(count: NDArray[np.float32], saturation: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What a term is worth in turns that say it so often, as a part of what it is where they say it once."""
-    worth = saturation + np.float32(1.0)
-    worth *= count
-    worth /= saturation + count
+def total(
+    parts: Mapping[str, NDArray[np.floating]], factors: Mapping[str, NDArray[np.float32]]
+) -> NDArray[np.floating]:
+    """The sum of some parts, times the factors."""
+    first, *others = parts.values()
+    value: NDArray[np.floating] = sum(others, first)
+    for factor in factors.values():
+        value = value * factor
+    return value
+
+
+def _worth_once(index: AgentIndex, k1: float, per_word: float, at_least: float) -> NDArray[np.float32]:
+    """What a term is worth in a turn that says it once, as a part of its weight; 0 in a removed one."""
+    size = index.turns.size
+    worth: NDArray[np.float32] = index.turns.length[:size].astype(np.float32)
+    worth *= np.float32(per_word)
+    worth += np.float32(at_least + 1.0)
+    np.divide(np.float32(k1 + 1.0), worth, out=worth)
+    if index.live_turns < size - 1:
+        worth[index.timeline.session[:size] == NOWHERE] = 0.0
     return worth
 
 
-def _add(target: NDArray[np.float32], line: NDArray[np.float32], where: Sequence[NDArray[np.int64]]) -> None:
-    """Add a line, which is zero elsewhere than ``where``."""
-    if sum(map(len, where)) * _SPARSE > len(line):
-        target += line
-    else:
-        at = np.concatenate(where)
-        target[at] += line[at]  # of one that is there twice both assign the same sum
+def _relative(count: NDArray[np.float32], share: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a term is worth in turns that say it so often, as a part of what it is where they say it once.
+
+    ``share`` is the latter as a part of what it is worth where they say it without end.
+    """
+    worth = count - np.float32(1.0)
+    worth *= share
+    worth += np.float32(1.0)
+    np.divide(count, worth, out=worth)
+    return worth

@@ -20,7 +20,7 @@ from qilbee_core.search.index import AgentIndex
 from qilbee_core.search.meaning import Meaning
 from qilbee_core.search.nearest import Nearness
 from qilbee_core.search.question import idf, question_of
-from qilbee_core.search.score import EVERYTHING, MEANING, Filter, Scores
+from qilbee_core.search.score import EVERYTHING, MEANING, Filter, Scores, total
 
 __all__ = ["ENCODER_WEIGHT", "SEMANTIC_WEIGHT", "Hit", "hybrid", "keyword", "semantic", "similar", "words_of"]
 
@@ -173,26 +173,28 @@ def _ranked(
     words, meaning = (1 - semantic_weight) * scale, semantic_weight * scale
     mask = where.mask(index)
     turns = scores.promising(_candidates(limit), mask)
-    rough = words * scores.rough(turns)
+    common, factors = scores.common(turns), scores.factors(turns)
+    rough = words * total(common, factors)
     # The table's view of every turn is asked for where it counts much, or where words alone find too little.
     if nearness is not None and (
         meaning > MEANING or not isinstance(nearness, Meaning) or np.count_nonzero(rough) < limit
     ):
         turns = np.arange(index.turns.size) if mask is None else np.flatnonzero(mask)
+        common, factors = scores.common(turns), scores.factors(turns)
         near = nearness.of_all(None if where == EVERYTHING else mask)
-        rough = words * scores.rough(turns) + meaning * near[turns] * scores.factor(turns)
-    found = np.flatnonzero(rough > 0)
-    turns = turns[found][_best(index, turns[found], rough[found], _candidates(limit))]
-    if not len(turns):
+        rough = words * total(common, factors) + meaning * total({"meaning": near[turns]}, factors)
+    best = _best(index, turns, rough, _candidates(limit))
+    best = best[rough[best] > 0]
+    if not len(best):
         return []
-    parts = {
-        name: words * part.astype(np.float64) for name, part in (scores.common(turns) | scores.rest(turns)).items()
-    }
+    turns = turns[best]
+    shares = {name: part[best] for name, part in common.items()} | scores.rest(turns)
+    parts = {name: words * share.astype(np.float64) for name, share in shares.items()}
     if nearness is not None:
         parts["meaning"] = meaning * nearness.of_turns(turns)
     score = sum(parts.values(), np.zeros(len(turns)))
-    for name, factor in scores.factors(turns).items():
-        more = score * (factor - 1.0)
+    for name, factor in factors.items():
+        more = score * (factor[best] - 1.0)
         parts[name] = parts.get(name, 0.0) + more
         score = score + more
     return _hits(index, turns, score, parts, limit, min_score)

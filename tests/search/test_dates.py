@@ -62,6 +62,22 @@ def test_words_and_numbers_that_only_look_like_dates_are_none(text: str) -> None
     assert day_ranges(text, TODAY, lambda: KNOWN) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("\N{LATIN SMALL LETTER LONG S}eptember 2022", "September 2022"),
+        ("Augu\N{LATIN SMALL LETTER LONG S}t 3, 2022", "August 3, 2022"),
+        ("\N{LATIN SMALL LETTER LONG S}ix days ago", "six days ago"),
+        ("two wee\N{KELVIN SIGN}s ago", "two weeks ago"),
+        ("\N{ARABIC-INDIC DIGIT TWO}\N{ARABIC-INDIC DIGIT ZERO}22-05-07", "2022-05-07"),
+    ],
+)
+def test_letters_and_digits_count_as_those_that_they_stand_for(text: str, same: str) -> None:
+    ranges = day_ranges(same, TODAY, lambda: KNOWN)
+    assert ranges
+    assert day_ranges(text, TODAY, lambda: KNOWN) == ranges
+
+
 @pytest.mark.parametrize("text", ["31 June 2023", "2023-02-30", "0000-01-01", "9999-12-31", "2023-13-01", "00 May"])
 def test_days_that_are_not_do_no_harm(text: str) -> None:
     for each in day_ranges(text, TODAY, lambda: KNOWN):

@@ -164,17 +164,20 @@ def test_an_index_that_was_kept_up_equals_one_that_is_made_anew(seed: int, lengt
 
 
 @pytest.mark.parametrize("unsorted_max", [100, 10_000])
-@pytest.mark.parametrize("at_once", [1, 100])
+@pytest.mark.parametrize(("at_once", "in_order"), [(1, False), (100, False), (100, True)])
 def test_a_large_index_answers_alike_however_it_was_made(
-    monkeypatch: pytest.MonkeyPatch, at_once: int, unsorted_max: int
+    monkeypatch: pytest.MonkeyPatch, at_once: int, in_order: bool, unsorted_max: int
 ) -> None:
     monkeypatch.setattr(index_module, "_UNSORTED_MAX", unsorted_max)
     random = Random(7)
-    episodes = [
-        said(" ".join(random.choices(WORDS, k=6)), random.randrange(4000), session_id=str(random.randrange(40)))
-        for _ in range(1500)
-    ]
+    episodes = []
+    for _ in range(1500):
+        places = [{"session_id": str(random.randrange(40))}, {"speaker": random.choice(["Ann", "Ben"])}, {}]
+        words = " ".join(random.choices(WORDS, k=6))
+        episodes.append(said(words, random.randrange(100_000), **random.choice(places)))
     rows = [(parse_id(each.id), row_of(each, analyser("english"))) for each in episodes]
+    if in_order:
+        rows.sort()
     kept, loaded = new_index(), new_index()
     for start in range(0, len(rows), at_once):
         kept.put(rows[start : start + at_once])

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from qilbee_core import Episode, InvalidError, NotFoundError
 from qilbee_core.ids import draw_id, parse_id
 from qilbee_core.search.analysis import analyser
-from qilbee_core.search.columns import maximum_at
 from qilbee_core.search.index import AgentIndex
 from qilbee_core.search.lexicon import lexicon
 from qilbee_core.search.meaning import Meaning
@@ -260,16 +259,6 @@ def test_an_empty_index_finds_nothing() -> None:
     index = AgentIndex(lexicon("english"))
     for question in QUESTIONS:
         assert keyword(index, question) == hybrid(index, question) == semantic(index, question) == []
-
-
-def test_the_greatest_of_several_values_is_kept_whatever_their_order() -> None:
-    random = np.random.default_rng(1)
-    where = random.integers(0, 50, 2000)
-    values = random.random(2000).astype(np.float32)
-    target, expected = np.zeros(50, np.float32), np.zeros(50, np.float32)
-    np.maximum.at(expected, where, values)
-    maximum_at(target, where, values)
-    assert np.array_equal(target, expected)
 
 
 def test_the_meaning_of_some_turns_is_to_the_bit_what_it_is_among_all() -> None:
