@@ -14,6 +14,8 @@ A turn's score is a sum of parts, times factors. Parts are shares of the questio
     date        how well the event time fits a date in the question
     speaker     a question that names one speaker is about what that one says, more so where it has words of time
     time        "yesterday", "in May": answers to "when" hold such words (a factor)
+    telling     "Thanks! That sounds great" tells nothing: frequent words, and asked ones, make a turn worth less (a
+                factor); looked at last, where it can change the order and no more
 
 Names of speakers count in ``own`` only: everybody's neighbours mention each other all the time. Neighbours are of the
 same session, and of one agent by construction.
@@ -34,7 +36,7 @@ from numpy.typing import NDArray
 
 from qilbee_core.search.columns import reached_by, scratch
 from qilbee_core.search.index import TIME_WORDS_MAX, AgentIndex
-from qilbee_core.search.question import DAY_US, Question
+from qilbee_core.search.question import DAY_US, Question, idf, idfs
 from qilbee_core.search.timeline import NOWHERE
 
 __all__ = ["EVERYTHING", "MEANING", "Filter", "Scores", "total"]
@@ -51,11 +53,16 @@ DATE = 1.0
 SPEAKER, SPEAKER_FACTOR = 0.05, 0.5
 SPEAKER_TIME_FACTOR = 0.07
 WHEN_TIME_FACTOR = 0.15
+TELLING = 0.5
+"""How much less a turn is worth that tells nothing at all; in full where turns are short, as chats are."""
 _ROUNDED = 1.0 - 1e-4
 """What is left of a sum, at least, when its parts are added in another order."""
 ASKED_DISCOUNT = 0.4
 """How much less a word counts that is only asked."""
 _ASKED = 0xFF
+
+_SCALE = 1 << 16
+"""Frequencies are summed as integers of this unit, so that the order of the words in RAM does not matter."""
 
 _COUNTS = np.arange(1 << 16).astype(np.float32)
 _SAID = (_COUNTS // 256 - ASKED_DISCOUNT * (_COUNTS % 256)).astype(np.float32)
@@ -103,6 +110,7 @@ class Scores:
         average = index.words_average or 1.0
         long = average / (average + 40.0)
         k1, b = 0.7 + 0.9 * long, 0.2 + 0.4 * long
+        self._telling = TELLING * (1.0 - long)
         if index.worth_once is None:
             index.worth_once = _worth_once(index, k1, k1 * b / average, k1 * (1.0 - b))
         self._once, self._most = index.worth_once, np.float32(k1 + 1.0)
@@ -253,6 +261,19 @@ class Scores:
             speaks = self._index.timeline.speaker[turns] == self._question.speaker
             found["speaker"] = np.where(speaks, found["speaker"], np.float32(1.0))
         return found
+
+    def telling(self, turns: NDArray[np.intp]) -> NDArray[np.float64]:
+        """What the score of some turns is multiplied by for how much they tell, 1 at most.
+
+        That is the mean inverse document frequency of their words, as a part of what it is for one that is said once
+        only; what is asked counts less, as it does in ``own``.
+        """
+        index = self._index
+        owners, terms, counts = index.entries(turns)
+        rarity = idfs(index.live_turns, index.terms.frequency[terms]) / idf(index.live_turns, 1)
+        said = np.rint(rarity * _SAID[counts] * _SCALE)
+        told = np.bincount(owners, said, minlength=len(turns)) / _SCALE
+        return 1.0 - self._telling * (1.0 - told / np.maximum(index.turns.length[turns], 1))
 
     def _factors(self) -> dict[str, NDArray[np.float32]]:
         """The factors by the number of words of time."""

@@ -193,8 +193,10 @@ def _ranked(
     if nearness is not None:
         parts["meaning"] = meaning * nearness.of_turns(turns)
     score = sum(parts.values(), np.zeros(len(turns)))
-    for name, factor in factors.items():
-        more = score * (factor[best] - 1.0)
+    applied: dict[str, NDArray[np.floating]] = {name: factor[best] for name, factor in factors.items()}
+    applied["telling"] = scores.telling(turns)
+    for name, factor in applied.items():
+        more = score * (factor - 1.0)
         parts[name] = parts.get(name, 0.0) + more
         score = score + more
     return _hits(index, turns, score, parts, limit, min_score)

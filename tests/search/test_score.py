@@ -16,7 +16,7 @@ from qilbee_core.search.analysis import analyser
 from qilbee_core.search.columns import reached_by
 from qilbee_core.search.index import AgentIndex
 from qilbee_core.search.lexicon import lexicon
-from qilbee_core.search.question import DAY_US, Question, question_of
+from qilbee_core.search.question import DAY_US, Question, idf, question_of
 from qilbee_core.search.rows import row_of
 from qilbee_core.search.score import Filter, Scores
 from qilbee_core.search.search import keyword
@@ -64,18 +64,24 @@ def formula(index: AgentIndex, question: Question) -> dict[bytes, float]:
     """The score of each episode that has one, turn by turn and term by term."""
     timeline, turns = index.timeline, index.turns
     alive = [turn for id_bytes in index.ids() for turn in index.turns_of(id_bytes)]
-    average = index.words_average
+    average = index.words_average or 1.0
     a = average / (average + 40)
     k1, b = 0.7 + 0.9 * a, 0.2 + 0.4 * a
 
     def gain(turn: int, count: float) -> float:
         return (k1 + 1) * count / (count + k1 * (1 - b + b * float(turns.length[turn]) / average)) if count else 0.0
 
+    def rarity(term: int) -> float:
+        return idf(index.live_turns, int(index.terms.frequency[term])) / idf(index.live_turns, 1)
+
     said: dict[int, list[float]] = {0: [0.0] * len(question.terms)}
     asked = dict.fromkeys([0, *alive], 0.0)
+    telling = {}
     for turn in alive:
         _, terms, counts = index.entries(np.array([turn]))
         counts_of = dict(zip(terms.tolist(), counts.tolist(), strict=True))
+        told = sum(rarity(term) * (count // 256 - 0.4 * (count % 256)) for term, count in counts_of.items())
+        telling[turn] = 1 - 0.5 * (1 - a) * (1 - told / max(1, int(turns.length[turn])))
         said[turn] = []
         for term in question.terms:
             found = [(weight, *divmod(counts_of.get(number, 0), 256)) for number, weight in term.finds]
@@ -108,6 +114,7 @@ def formula(index: AgentIndex, question: Question) -> dict[bytes, float]:
             score = (score + 0.05) * time * 1.5 * (1 + 0.07 * words_of_time)
         else:
             score *= time
+        score *= telling[turn]
         id_bytes = timeline.id_of(turn)
         scores[id_bytes] = max(scores.get(id_bytes, 0.0), float(score))
     return {id_bytes: score for id_bytes, score in scores.items() if score}

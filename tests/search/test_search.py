@@ -160,6 +160,28 @@ def test_of_speakers_with_a_name_in_common_the_full_name_tells() -> None:
     assert question_of("What does Lee like?", index, 0).speaker == 0
 
 
+def test_a_turn_of_words_that_everybody_says_is_worth_less() -> None:
+    answer = "The harbour pilot painted murals"
+    small_talk = "Thanks, the murals sound great"
+    others = ["Thanks, that sounds great", "Great, thanks", "Sounds great"]
+    episodes = [
+        Episode.observation("bot", text, metadata={"speaker": name}, event_time=BEGIN + timedelta(days=number))
+        for number, (name, text) in enumerate(zip("ABCDE", [answer, small_talk, *others], strict=True))
+    ]
+    # Both say it once in four words, and what is said later stands first where nothing else tells.
+    best, other = keyword(indexed(episodes), "murals", 2)
+    assert best.id_bytes == parse_id(episodes[0].id)
+    assert other.parts["telling"] < best.parts["telling"] < 0
+    assert best.score - best.parts["telling"] == pytest.approx(other.score - other.parts["telling"])
+
+
+def test_a_turn_that_only_asks_tells_less_and_is_found() -> None:
+    texts = ["The violin has broken strings.", "The violin has broken strings?"]
+    index = indexed([Episode.observation("bot", text, event_time=BEGIN) for text in texts])
+    said, asked = (hit.parts["telling"] / (hit.score - hit.parts["telling"]) for hit in keyword(index, "violin"))
+    assert asked < said < 0
+
+
 def test_equal_scores_are_ordered_by_recency() -> None:
     episodes = [Episode.observation("bot", "tea", event_time=BEGIN + timedelta(days=n % 7)) for n in range(700)]
     newest = sorted((parse_id(each.id) for each in episodes), reverse=True)

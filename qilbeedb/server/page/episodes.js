@@ -19,6 +19,7 @@ const PARTS = {
   speaker: ["its speaker", "The query names who says it."],
   meaning: ["its meaning", "It is near in meaning, whatever the words."],
   time: ["that it tells when", "The query asks when or how long, and this tells."],
+  telling: ["that it is small talk", "Words that are said often, or only asked, seldom answer anything."],
 };
 
 export const address = (agent, rest = "", query = {}) => {
