@@ -10,13 +10,16 @@ our backend, its log on and no sync. Episodes are made before the clock starts, 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from functools import partial
 from random import Random
+from statistics import median, quantiles
 from typing import Literal, TypeVar
 
 from _episodes import RECORD_BYTES, Given, RawWrite, conversations, fresh_store, given, made, raw_database, recorded
-from _measure import Arm, Slices, Target, comparison, console, interleave, machine, timed
+from _measure import Arm, Slices, Target, comparison, console, interleave, machine, timed, verdict
+from rich.table import Table
 
 from qilbee_core import Episode
 from qilbee_core.keys import AgentKeys, Space
@@ -32,6 +35,8 @@ They are also enough for the recent episodes to be let go of, for nobody has rea
 BATCH = 1000
 RECENT = 10
 READ_FROM = 20_000
+BETWEEN_S = 0.001
+STALL_MS_MOST = 2.0
 
 T = TypeVar("T")
 
@@ -41,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="rounds, each in fresh databases (default 15)")
     parser.add_argument("--operations", type=int, default=4000, help="operations of a round (default 4000)")
-    parser.add_argument("--only", choices=["store", "batch", "read", "statistics"], help="one part of it")
+    parser.add_argument("--only", choices=["store", "batch", "read", "stall", "statistics"], help="one part of it")
     parser.add_argument(
         "--statistics-episodes",
         type=int,
@@ -49,7 +54,7 @@ def main() -> None:
         help="episodes of the large store of get_statistics; 0 leaves it out (default 1000000)",
     )
     arguments = parser.parse_args()
-    parts = {arguments.only} if arguments.only else {"store", "batch", "read", "statistics"}
+    parts = {arguments.only} if arguments.only else {"store", "batch", "read", "stall", "statistics"}
     console.print(machine())
     for record_bytes in RECORD_BYTES:
         if "store" in parts:
@@ -58,6 +63,8 @@ def main() -> None:
             store_episodes(record_bytes, arguments.rounds, arguments.operations)
         if "read" in parts:
             reads(record_bytes, arguments.rounds, arguments.operations)
+    if "stall" in parts:
+        stalls(arguments.rounds, arguments.operations)
     if "statistics" in parts and arguments.statistics_episodes:
         statistics(arguments.rounds, arguments.statistics_episodes)
 
@@ -225,6 +232,31 @@ def reads(record_bytes: int, rounds: int, operations: int) -> None:
             Target("get_recent_episodes(10), cache off", "raw reverse scan of 10", 5.0),
         ],
     )
+
+
+def stalls(rounds: int, operations: int) -> None:
+    """What one call takes by the clock, with a moment between calls as in a conversation, and indexing meanwhile."""
+    exchanges = given(RECORD_BYTES[0], operations)
+    percentiles: dict[str, list[tuple[float, float]]] = {"off": [], "background": []}
+    for _ in range(rounds):
+        for indexing, found in percentiles.items():
+            with fresh_store(indexing) as opened:  # type: ignore[arg-type]
+                memory, took_ms = opened.agent_memory(AGENT), []
+                for episode in made(AGENT, exchanges):
+                    time.sleep(BETWEEN_S)
+                    began_s = time.perf_counter()
+                    memory.store_episode(episode)
+                    took_ms.append(1000 * (time.perf_counter() - began_s))
+            hundredths = quantiles(took_ms, n=100)
+            found.append((hundredths[49], hundredths[98]))
+    table = Table(title=f"store_episode every {1000 * BETWEEN_S:g} ms: one call", title_justify="left")
+    for heading in ("search.indexing", "ms p50", "ms p99", "target of p99", ""):
+        table.add_column(heading, justify="right" if heading else "left")
+    for indexing, found in percentiles.items():
+        p50, p99 = (median(column) for column in zip(*found, strict=True))
+        most = STALL_MS_MOST if indexing == "background" else None
+        table.add_row(indexing, f"{p50:.3f}", f"{p99:.3f}", "" if most is None else f"<= {most:g}", verdict(p99, most))
+    console.print(table)
 
 
 def statistics(rounds: int, episodes: int) -> None:
