@@ -308,6 +308,7 @@ class LevelDBBackend(
             try:
                 if self._synced_sequence < self._sequence and not self._read_only:
                     self._sync_logs()
+                    self._synced_sequence = self._sequence
             finally:
                 if database is not None:
                     database.close()
@@ -461,18 +462,26 @@ class LevelDBBackend(
     def sync(self) -> None:
         """Return once every earlier write survives a power cut. One fsync serves all who wait."""
         written = self._sequence
-        self._enter()
-        try:
-            with self._sync_lock:
-                if self._synced_sequence >= written:
+        if self._closed:
+            raise StoreClosedError(f"{self._path} {self._closed}")
+        with self._sync_lock:
+            if self._synced_sequence >= written:
+                return
+            # Not as a call that is inside yet: whoever waits for those to end holds the lock that this takes.
+            covered = self._write_marker()
+            try:
+                self._enter()
+            except StoreClosedError:
+                if self._synced_sequence >= written:  # by closing
                     return
+                raise
+            try:
                 if self._read_only:
                     raise OutcomeUnknownError(f"{self._path} has been read-only since a write failed")
-                written = self._write_marker()
                 self._sync_logs()
-                self._synced_sequence = written
-        finally:
-            self._calls.pop()
+                self._synced_sequence = covered
+            finally:
+                self._calls.pop()
 
     def _write_marker(self) -> int:
         """Write down the number of this write, behind all that the sync shall cover, and return it.

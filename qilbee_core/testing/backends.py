@@ -489,6 +489,7 @@ class BackendContract:
                 partial(backend.get_many, [b"0000", b"0100", b"none"]),
                 partial(exhaust, backend.scan),
                 partial(put, backend, (b"new", b"y" * 100)),
+                backend.sync,
                 use_snapshot,
             ]
             close_while_in_use(backend, uses, rounds=100)

@@ -387,6 +387,47 @@ def test_closing_waits_for_a_compaction(path: Path) -> None:
         assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("ends", [LevelDBBackend.close, LevelDBBackend.reopen])
+def test_whoever_takes_the_database_from_a_sync_does_not_wait_for_it_for_ever(
+    path: Path, ends: Callable[[LevelDBBackend], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = LevelDBBackend(BackendOptions(path=path))
+    put(backend, (b"a", b"1"))
+    syncs, take_database, write_marker = threading.Event(), backend._take_database, backend._write_marker
+    taken = threading.Event()
+
+    def taken_meanwhile() -> int:
+        syncs.set()
+        assert taken.wait(60)
+        return write_marker()
+
+    def take() -> object:
+        taken.set()
+        return take_database()
+
+    monkeypatch.setattr(backend, "_write_marker", taken_meanwhile)
+    monkeypatch.setattr(backend, "_take_database", take)
+    errors: list[BaseException] = []
+
+    def sync() -> None:
+        try:
+            backend.sync()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (sync, lambda: ends(backend))]
+    threads[0].start()
+    assert syncs.wait(60)
+    threads[1].start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert errors == []
+    backend.close()
+    with closing(LevelDBBackend(BackendOptions(path=path))) as backend:
+        assert backend.get(b"a") == b"1"
+
+
 def test_a_snapshot_that_is_dropped_is_let_go(path: Path) -> None:
     with closing(LevelDBBackend(BackendOptions(path=path))) as backend:
         put(backend, (b"a", b"1"))
