@@ -89,7 +89,18 @@ def _query_parameters(route: Route, schemas: Mapping[str, Mapping[str, JSON]]) -
     assert isinstance(properties, Mapping)
     assert isinstance(required, Sequence)
     for name, schema in properties.items():
-        yield {"name": name, "in": "query", "required": name in required, "schema": schema}
+        assert isinstance(schema, Mapping)
+        yield {"name": name, "in": "query", "required": name in required, "schema": _in_query(schema)}
+
+
+def _in_query(schema: Mapping[str, JSON]) -> Mapping[str, JSON]:
+    """What may stand in a query, where everything is text: "null" is a text like any other, where texts are taken."""
+    choices = schema.get("anyOf")
+    if isinstance(choices, Sequence) and len(choices) == 2 and {"type": "null"} in choices:
+        for choice in choices:
+            if isinstance(choice, Mapping) and choice.get("type") == "string":
+                return choice
+    return schema
 
 
 def _success(route: Route) -> dict[str, JSON]:

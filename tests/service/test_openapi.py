@@ -56,6 +56,17 @@ def test_an_answer_with_another_status_than_usual_is_in_the_document_too(served:
     assert "503" in DOCUMENT["paths"]["/health"]["get"]["responses"]
 
 
+def test_a_text_of_a_query_is_any_text_null_too(served: Serving) -> None:
+    operation = DOCUMENT["paths"]["/memory/{agent}/episodes"]["get"]
+    (parameter,) = (each for each in operation["parameters"] if each["name"] == "episodeType")
+    assert parameter["schema"]["type"] == "string"
+    for kind in ("null", "note"):
+        body = {"episodeType": kind, "content": {"kind": kind}}
+        assert served.client.post("/memory/a/episodes", json=body).status_code == 201
+    found = served.client.get("/memory/a/episodes", params={"episodeType": "null"}).json()["episodes"]
+    assert [episode["content"]["kind"] for episode in found] == ["null"]
+
+
 def test_every_reference_leads_to_a_schema_that_says_what_it_is() -> None:
     schemas = DOCUMENT["components"]["schemas"]
     references = set(re.findall(r"#/components/schemas/([A-Za-z]+)", str(DOCUMENT)))
