@@ -45,6 +45,7 @@ WORDS_OF_QUESTION = 5
 TURNS_OF_SESSION = 20
 ROUNDS = 3
 RUN_US_MAX = 90
+INDEXED_S_MAX = 120
 VOCABULARY = 30_000
 ZIPF = 1.07
 RARE = 0.05
@@ -193,7 +194,9 @@ def run_us(rows: list[Episode], at_once: int, *, in_ram: bool) -> float:
                 memory.store_episode(rows[start])
             else:
                 memory.store_episodes(rows[start : start + at_once])
+        deadline_s = time.monotonic() + INDEXED_S_MAX
         while isinstance(figures := store.stats()["search"], Mapping) and figures["pending"]:
+            assert time.monotonic() < deadline_s, f"the index is not complete within {INDEXED_S_MAX} s"
             time.sleep(0.05)
         return 1e6 * (time.process_time() - started) / len(rows)
 

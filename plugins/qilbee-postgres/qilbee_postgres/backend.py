@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from threading import Lock
 from typing import TypeVar
 from weakref import WeakSet
 
@@ -70,9 +69,8 @@ class PostgresBackend(Blocking, DurableWrites):
         self._statements = Statements(settings.table)
         count_up = f"update {settings.table}_marker set synced = synced + 1"  # noqa: S608
         self._sync = f"begin; set local synchronous_commit = on; {count_up}; commit"
-        self._unsynced = False
-        """Something was written that the server has perhaps not on its disk."""
-        self._syncing = Lock()
+        self._sync_at_close = False
+        """Something was written, or perhaps was, without waiting for the server's disk."""
         self._views: WeakSet[View] = WeakSet()
         self._server: dict[str, JSON] = {}
         self._connections.open()
@@ -151,6 +149,7 @@ class PostgresBackend(Blocking, DurableWrites):
 
     def write(self, batch: WriteBatch) -> None:
         """Apply ``batch`` whole, or raise and apply nothing; OutcomeUnknownError where the server did not say."""
+        self._sync_at_close = not self._synchronous
         changes = changes_of(batch)
         write = self._write_at_once if self._statements.is_one(changes, batch.expects) else self._write_in_steps
         for attempt in range(_ATTEMPTS_MAX):
@@ -164,7 +163,6 @@ class PostgresBackend(Blocking, DurableWrites):
                 if not may_retry(error):
                     raise of_postgres(error, self._where) from error
             else:
-                self._unsynced = not self._synchronous
                 return
             time.sleep(random.uniform(0, min(_BACKOFF_S_MAX, 0.002 * 2**attempt)))  # noqa: S311
         raise WriteStallError(f"{_ATTEMPTS_MAX} attempts to write met other writers", remedy="write less at a time")
@@ -197,18 +195,8 @@ class PostgresBackend(Blocking, DurableWrites):
         """Return once every earlier write is on the server's disk, and on the standbys that it waits for."""
         if self._connections.closed:
             raise StoreClosedError("the store is closed")
-        with self._syncing:  # who comes second waits for the first, whose commit may be the one it needs
-            if not self._unsynced and not self._synchronous:
-                return
-            self._unsynced = False
-            try:
-                self._commit_marker()
-            except BaseException:
-                self._unsynced = not self._synchronous
-                raise
-
-    def _commit_marker(self) -> None:
-        # A log has one order: when this commit is durable, so is all that was committed before, by anybody.
+        # A log has one order: when this commit is durable, so is all that was committed before, by anybody. So there is
+        # always one to make: what is there may be another's, or left by a write whose end is unknown.
         for attempt in range(_ATTEMPTS_MAX):
             try:
                 with self._connections.statement() as connection:
@@ -226,9 +214,7 @@ class PostgresBackend(Blocking, DurableWrites):
 
     def reopen(self) -> None:
         """See that the server takes durable writes again."""
-        if self._connections.closed:
-            raise StoreClosedError("the store is closed")
-        self._commit_marker()
+        self.sync()
 
     def stats(self) -> Mapping[str, JSON]:
         """Figures of the connections, and what the server was set to when the store was opened. Asks nobody."""
@@ -248,7 +234,7 @@ class PostgresBackend(Blocking, DurableWrites):
         if self._connections.closed:
             return
         try:
-            if self._unsynced:
+            if self._sync_at_close:
                 self.sync()
         except QilbeeError as error:
             log.warning("the last writes to %s may not survive a power cut: %s", self._where, error)
