@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 import uuid
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -88,13 +89,11 @@ class Server:
 
     def freeze(self) -> None:
         """Stop every process of it: connections stay, and nobody answers."""
-        for pid in self._pids():
-            os.kill(pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let it go on."""
-        for pid in self._pids():
-            os.kill(pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """End it and remove its files."""
@@ -102,6 +101,11 @@ class Server:
             self.thaw()
             self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in self._pids():
+            with suppress(ProcessLookupError):  # the process of a connection ends when its client is gone
+                os.kill(pid, number)
 
     def _pids(self) -> list[int]:
         parent = self._process.pid
