@@ -30,6 +30,7 @@ from qilbee_core import (
     Put,
     SettingsError,
     StorageError,
+    Store,
     WriteBatch,
     load_plugins,
     open_store,
@@ -271,6 +272,12 @@ def _cancelled(url: str, write: Callable[[], object]) -> BaseException:
     return error
 
 
+def _engine(store: Store) -> PostgresBackend:
+    engine = store._backend
+    assert isinstance(engine, PostgresBackend)
+    return engine
+
+
 class TestViews:
     def test_one_view_too_many_is_refused_and_there_is_room_again_once_one_is_closed(self, url: str) -> None:
         with closing(PostgresBackend(options(url, views_max=2))) as backend:
@@ -501,6 +508,46 @@ class TestFailures:
         for thread in threads:
             thread.join(PATIENCE_S)
         assert synced() == before + 5
+
+    def test_flush_waits_for_the_standby_where_a_retry_found_what_a_write_of_unknown_end_left(
+        self, own_server: Server
+    ) -> None:
+        url = own_server.database("memory")
+        with open_store(url, durability="interval", wal_sync_interval_ms=3_600_000) as store:
+            memory, episode = store.agent_memory("bot"), Episode.observation("bot", "a heron")
+            for text in ("first", "second"):  # the first of an agent is another statement
+                memory.store_episode(Episode.observation("bot", text))
+            store.flush()
+            caught: list[BaseException] = []
+
+            def store_it() -> None:
+                try:
+                    memory.store_episode(episode)
+                except BaseException as error:
+                    caught.append(error)
+
+            with psycopg.connect(url, autocommit=True) as other:
+                other.execute("begin")
+                other.execute("lock table qilbee in share mode")
+                thread = threading.Thread(target=store_it)
+                thread.start()
+                until(lambda: _lock_waits(url) > 0)
+                # Its client gives it up; the server does not know, and commits it when all that reopen() does is done.
+                for connection in list(_engine(store)._connections._waiting):
+                    connection.shut()
+                thread.join(PATIENCE_S)
+                assert [type(error) for error in caught] == [OutcomeUnknownError]
+                until(lambda: store.health().ok)
+                assert episode.id not in [each.id for each in memory.episodes()]
+                other.execute("rollback")
+                until(lambda: episode.id in [each.id for each in memory.episodes()])
+            own_server.wait_for_standby("nobody")
+            memory.store_episode(episode)
+            assert "might not have been replicated" in str(_cancelled(url, store.flush))
+            own_server.wait_for_standby("")
+            until(lambda: store.health().ok)
+            store.flush()
+            assert memory.get_statistics().total_episodes == 3
 
     def test_two_round_trips_give_the_newest_episodes(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with open_store(url) as store:
