@@ -112,8 +112,8 @@ class Agent:
         self.keys = AgentKeys(agent_id)
         self.lock = threading.Lock()
         self.head: Head | None = None
-        self.last_head: bytes | None = None
-        """On a shared engine, the head that this process wrote last: most likely what is stored still."""
+        self.last_head: tuple[Head, Sequence[Expect]] | None = None
+        """On a shared engine, the head that this process wrote last, as expected: most likely it is there still."""
         self.head_due = 0
         """From this sequence on append() writes the head too."""
         self.trim_due = 0
@@ -362,7 +362,7 @@ class Context:
                 # Tried first, for it spares a read. What it leads to counts only where it is expected and found.
                 guess, agent.last_head = agent.last_head, None
                 if (head := agent.head) is None:
-                    head, expects = self._load(agent, guess)
+                    head, expects = guess or self._load(agent)
                 try:
                     record_bytes = head.record_bytes
                     now = self.clock_ns() // 1000
@@ -389,7 +389,7 @@ class Context:
                 try:
                     self.backend.write(WriteBatch(operations, expects))
                     if not self.single_process:
-                        agent.last_head = stored
+                        agent.last_head = head, (Expect(keys.head, stored),)
                     if agent.tail.warm:
                         self._show(agent.tail, touched)
                     if not agent.unindexed:
@@ -415,9 +415,9 @@ class Context:
             else:
                 self.tails.put(tail, id_bytes, record)
 
-    def _load(self, agent: Agent, value: bytes | None = None) -> tuple[Head, Sequence[Expect]]:
-        """The head to change, kept in RAM from now on, or else what to expect of it; ``value`` is a guess at it."""
-        value = value or self.backend.get(agent.keys.head)
+    def _load(self, agent: Agent) -> tuple[Head, Sequence[Expect]]:
+        """The head to change, kept in RAM from now on, or else what to expect of it."""
+        value = self.backend.get(agent.keys.head)
         head = None if value is None else self._moved_on(agent, value)
         if head is None and self._has_memories(agent):
             if not self.single_process:

@@ -29,11 +29,12 @@ from qilbee_core import (
     WriteStallError,
 )
 from qilbee_postgres.batches import Changes, Statements, changes_of
-from qilbee_postgres.connections import Connection, Connections
+from qilbee_postgres.connection import Connection, Row
+from qilbee_postgres.connections import Connections
 from qilbee_postgres.errors import is_lost, may_retry, of_postgres, unknown
 from qilbee_postgres.layout import claim
 from qilbee_postgres.settings import engine_settings
-from qilbee_postgres.views import FIRST_ROWS, Queries, Row, View
+from qilbee_postgres.views import FIRST_ROWS, Queries, View
 
 __all__ = ["PostgresBackend"]
 
@@ -177,15 +178,15 @@ class PostgresBackend(Blocking, DurableWrites):
 
     def _write_in_steps(self, connection: Connection, changes: Changes, batch: WriteBatch) -> None:
         try:
-            connection.execute("begin")
+            connection.ask("begin")
             for _ in self._statements.steps(connection, changes, batch.expects):
                 self._connections.extend(connection)
         except BaseException:
             if not connection.closed:
-                connection.execute("rollback")
+                connection.ask("rollback")
             raise
         try:
-            connection.execute("commit")
+            connection.ask("commit")
         except psycopg.Error as error:
             if is_lost(error) or connection.closed:
                 raise unknown(error) from error
@@ -201,7 +202,7 @@ class PostgresBackend(Blocking, DurableWrites):
             try:
                 with self._connections.statement() as connection:
                     connection.warning = ""
-                    connection.execute(self._sync, prepare=False)
+                    connection.execute(self._sync)
                     if connection.warning:
                         raise unknown(connection.warning)
                     return

@@ -23,7 +23,7 @@ from itertools import islice
 from msgspec import Struct
 
 from qilbee_core import ConflictError, Delete, Expect, InvalidError, Put, WriteBatch
-from qilbee_postgres.connections import Connection
+from qilbee_postgres.connection import Connection, array_of, rows_of
 
 __all__ = ["KEY_BYTES_MAX", "Changes", "Statements", "changes_of"]
 
@@ -70,17 +70,17 @@ class Statements:
     """How to write to one table."""
 
     def __init__(self, table: str) -> None:
-        put = f"insert into {table} (k, v) select u.k, u.v from {{}}unnest(%b::bytea[], %b::bytea[]) as u(k, v)"  # noqa: S608
+        put = f"insert into {table} (k, v) select u.k, u.v from {{}}unnest($1::bytea[], $2::bytea[]) as u(k, v)"  # noqa: S608
         replace = " on conflict (k) do update set v = excluded.v"
         self._put = put.format("") + replace
         self._put_where_held = (
-            f"with held as (select 1 from {table} where k = %b and v = %b for update) "  # noqa: S608
+            f"with held as (select 1 from {table} where k = $3 and v = $4 for update) "  # noqa: S608
             + put.format("held, ")
             + replace
         )
         self._make = put.format("") + " on conflict (k) do nothing"
-        self._hold = f"select k, v from {table} where k = any(%b) order by k for update"  # noqa: S608
-        self._delete = f"delete from {table} where k = any(%b)"  # noqa: S608
+        self._hold = f"select k, v from {table} where k = any($1::bytea[]) order by k for update"  # noqa: S608
+        self._delete = f"delete from {table} where k = any($1::bytea[])"  # noqa: S608
         self._table = table
 
     def is_one(self, changes: Changes, expects: Sequence[Expect]) -> bool:
@@ -97,12 +97,13 @@ class Statements:
     def write_at_once(self, connection: Connection, changes: Changes, expects: Sequence[Expect]) -> None:
         """Put the pairs, in one statement that is its own transaction."""
         keys = sorted(changes.puts)
-        values = [changes.puts[key] for key in keys]
+        rows = array_of(keys), array_of([changes.puts[key] for key in keys])
         if not expects:
-            connection.execute(self._put, (keys, values))
+            connection.ask(self._put, *rows)
             return
         (expect,) = expects
-        if not connection.execute(self._put_where_held, (expect.key, expect.value, keys, values)).rowcount:
+        assert expect.value is not None
+        if not connection.ask(self._put_where_held, *rows, expect.key, expect.value).command_tuples:
             raise _conflict(expect.key)
 
     def steps(self, connection: Connection, changes: Changes, expects: Sequence[Expect]) -> Iterator[None]:
@@ -111,32 +112,33 @@ class Statements:
         yield from self._expect(connection, expects, puts)
         keys = iter(sorted(puts))
         while some := _some(keys, puts):
-            connection.execute(self._put, (some, [puts[key] for key in some]))
+            connection.ask(self._put, array_of(some), array_of([puts[key] for key in some]))
             yield
         if changes.deletes or changes.ranges:
             gone, given = self._gone(changes)
             lock = f"select 1 from {self._table} where {gone} order by k for update"  # noqa: S608
-            connection.execute(f"select count(*) from ({lock}) as held", given)  # noqa: S608
+            connection.ask(f"select count(*) from ({lock}) as held", *given)  # noqa: S608
             yield
-            connection.execute(f"delete from {self._table} where {gone}", given)  # noqa: S608
+            connection.ask(f"delete from {self._table} where {gone}", *given)  # noqa: S608
             yield
 
     @staticmethod
-    def _gone(changes: Changes) -> tuple[str, list[bytes | list[bytes]]]:
+    def _gone(changes: Changes) -> tuple[str, list[bytes]]:
         """Which rows are to be deleted: a condition, and its parameters."""
         conditions: list[str] = []
-        parameters: list[bytes | list[bytes]] = []
+        parameters: list[bytes] = []
+
+        def given(value: bytes) -> str:
+            parameters.append(value)
+            return f"${len(parameters)}"
+
         if changes.deletes:
-            conditions.append("k = any(%b)")
-            parameters.append(changes.deletes)
-        for start, stop in changes.ranges:
-            conditions.append("k >= %b and k < %b")
-            parameters += [start, stop]
+            conditions.append(f"k = any({given(array_of(changes.deletes))}::bytea[])")
+        conditions += [f"k >= {given(start)} and k < {given(stop)}" for start, stop in changes.ranges]
         gone = " or ".join(f"({condition})" for condition in conditions)
         put_inside = [key for key in changes.puts if any(start <= key < stop for start, stop in changes.ranges)]
         if put_inside:
-            gone = f"({gone}) and not k = any(%b)"
-            parameters.append(put_inside)
+            gone = f"({gone}) and not k = any({given(array_of(put_inside))}::bytea[])"
         return gone, parameters
 
     def _expect(self, connection: Connection, expects: Sequence[Expect], puts: dict[bytes, bytes]) -> Iterator[None]:
@@ -146,7 +148,7 @@ class Statements:
             if present.get(expect.key, expect.value) != expect.value:
                 raise _conflict(expect.key)
         if present:
-            found: dict[bytes, bytes] = dict(connection.execute(self._hold, (sorted(present),), binary=True).fetchall())
+            found = dict(rows_of(connection.ask(self._hold, array_of(sorted(present)))))
             for key, value in present.items():
                 if found.get(key) != value:
                     raise _conflict(key)
@@ -154,12 +156,12 @@ class Statements:
         missing = [key for key in missing if len(key) <= KEY_BYTES_MAX]  # a longer one cannot be there
         if missing:
             values = [puts.get(key, b"") for key in missing]
-            if connection.execute(self._make, (missing, values)).rowcount != len(missing):
+            if connection.ask(self._make, array_of(missing), array_of(values)).command_tuples != len(missing):
                 raise _conflict(missing[0])
             yield
             only_expected = [key for key in missing if key not in puts]
             if only_expected:
-                connection.execute(self._delete, (only_expected,))
+                connection.ask(self._delete, array_of(only_expected))
                 yield
 
 

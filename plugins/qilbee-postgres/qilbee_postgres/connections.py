@@ -13,8 +13,6 @@ the socket of whoever waits too long: the call ends with an error at once.
 from __future__ import annotations
 
 import os
-import select
-import socket
 import threading
 import time
 import weakref
@@ -25,15 +23,14 @@ from typing import TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.errors import Diagnostic
 from psycopg.pq import TransactionStatus
-from psycopg.rows import TupleRow
 
 from qilbee_core import SettingsError, StorageError, StoreClosedError
+from qilbee_postgres.connection import Connection
 from qilbee_postgres.errors import of_connecting
 from qilbee_postgres.settings import EngineSettings
 
-__all__ = ["Connection", "Connections"]
+__all__ = ["Connections"]
 
 T = TypeVar("T")
 
@@ -41,49 +38,6 @@ _TICK_S = 0.1
 _VIEW_WAIT_S_MAX = 2.0
 _SERVER_SHARE = 0.9
 """The server's own time-out comes first where the server lives: it says more, and stops the work."""
-
-
-class Connection(psycopg.Connection[TupleRow]):
-    """A connection that can be shut from another thread, and remembers what it was warned of."""
-
-    lifeline: socket.socket | None = None
-    """The socket once more, under a number of its own, so that nothing else can ever be shut by it."""
-    timed_out = False
-    warning = ""
-    """The last warning of class 01000 since it was emptied: the one about a standby that did not confirm."""
-
-    def prepare_for_use(self, statements: str) -> None:
-        """Once, after connecting."""
-        self.lifeline = socket.socket(fileno=os.dup(self.fileno()))
-        self.add_notice_handler(self._noted)
-        try:
-            self.execute(statements, prepare=False)
-        except BaseException:
-            self.close()
-            raise
-
-    def _noted(self, diagnostic: Diagnostic) -> None:
-        if diagnostic.sqlstate == "01000" and diagnostic.severity_nonlocalized == "WARNING":
-            self.warning = f"{diagnostic.message_primary}: {diagnostic.message_detail}"
-
-    def shut(self) -> None:
-        """End whatever waits for an answer."""
-        self.timed_out = True
-        if self.lifeline is not None:
-            with suppress(OSError):
-                self.lifeline.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Let go of it."""
-        super().close()
-        if self.lifeline is not None:
-            self.lifeline.close()
-
-    def is_stale(self) -> bool:
-        """Whether the server has closed it while nobody looked: then there is something to read, if only the end."""
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
 
 
 class _Pool:
@@ -94,59 +48,65 @@ class _Pool:
         self._idle: list[Connection] = []
         self._size_max = size_max
         self._wait_s_max = wait_s_max
-        self._places = threading.Semaphore(size_max)
-        self._lock = threading.Lock()
+        self._changed = threading.Condition(threading.Lock())
         self._used = 0
         self._closed = False
 
     def take(self) -> Connection | None:
         """A connection that lives; None where none gets free in time."""
-        if not self._places.acquire(timeout=self._wait_s_max):
-            return None
-        try:
-            while (connection := self._next_idle()) is not None:
-                if not connection.is_stale():
-                    break
-                connection.close()
-            connection = connection or self._connect()
-        except BaseException:
-            self._places.release()
-            raise
-        with self._lock:
+        with self._changed:
+            if not self._changed.wait_for(self._has_room, self._wait_s_max):
+                return None
             self._used += 1
-        return connection
+            connection = self._next_idle()
+        try:
+            while connection is not None and connection.is_stale():
+                connection.close()
+                with self._changed:
+                    connection = self._next_idle()
+            return connection or self._connect()
+        except BaseException:
+            with self._changed:
+                self._leave()
+            raise
+
+    def _has_room(self) -> bool:
+        return self._used < self._size_max
 
     def _next_idle(self) -> Connection | None:
-        with self._lock:
-            return self._idle.pop() if self._idle else None
+        return self._idle.pop() if self._idle else None
 
     def give(self, connection: Connection) -> None:
         """Take it back; one that is closed, or in the middle of something, is let go of."""
-        with self._lock:
-            self._used -= 1
-            is_good = not self._closed and connection.info.transaction_status == TransactionStatus.IDLE
-            if is_good:
+        with self._changed:
+            if not self._closed and connection.pgconn.transaction_status == TransactionStatus.IDLE:
                 self._idle.append(connection)
-        if not is_good:
-            connection.close()
-        self._places.release()
+                self._leave()
+                return
+        connection.close()
+        with self._changed:
+            self._leave()
+
+    def _leave(self) -> None:
+        self._used -= 1
+        self._changed.notify()
 
     def close(self) -> None:
         """Let go of those that nobody uses; the others follow when they are given back."""
-        with self._lock:
+        with self._changed:
             self._closed = True
         self.drop_idle()
 
     def drop_idle(self) -> None:
         """Let go of those that nobody uses."""
-        with self._lock:
+        with self._changed:
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
 
     def figures(self) -> tuple[int, int]:
         """How many are used, and how many there are."""
-        with self._lock:
+        with self._changed:
             return self._used, self._used + len(self._idle)
 
 
@@ -193,7 +153,7 @@ class Connections:
         refusals: list[psycopg.Error] = []
         for conninfo in self._conninfos:
             try:
-                connection = Connection.connect(conninfo, autocommit=True, prepare_threshold=0)
+                connection = Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
                 with self.deadline(connection):
                     connection.prepare_for_use(self._setup)
             except psycopg.Error as error:
@@ -245,27 +205,21 @@ class Connections:
         self._threads = ()
         _abandoned.append((self._pool, self._views))
 
-    @contextmanager
-    def statement(self) -> Iterator[Connection]:
+    def statement(self) -> _Statement:
         """A connection for a statement or a transaction, under a deadline for each wait."""
-        connection = self._taken(self._pool)
-        try:
-            with self.deadline(connection):
-                yield connection
-        finally:
-            self._pool.give(connection)
+        return _Statement(self)
 
     @contextmanager
     def deadline(self, connection: Connection) -> Iterator[None]:
         """Whatever ``connection`` is asked in here has to be answered in time."""
-        self._waiting[connection] = time.monotonic() + self._statement_s
+        self.extend(connection)
         try:
             yield
         finally:
             del self._waiting[connection]
 
     def extend(self, connection: Connection) -> None:
-        """Let the deadline begin anew: one of several statements was answered."""
+        """Let the deadline begin, or begin anew: one of several statements was answered."""
         self._waiting[connection] = time.monotonic() + self._statement_s
 
     def read(self, ask: Callable[[Connection], T]) -> T:
@@ -339,6 +293,25 @@ class Connections:
             except psycopg.Error:
                 connection.close()
             self._views.give(connection)
+
+
+class _Statement:
+    """What :meth:`Connections.statement` gives. A generator would do, and take longer than all else of borrowing."""
+
+    __slots__ = ("_connection", "_connections")
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    def __enter__(self) -> Connection:
+        connections = self._connections
+        self._connection = connection = connections._taken(connections._pool)
+        connections.extend(connection)
+        return connection
+
+    def __exit__(self, *_: object) -> None:
+        del self._connections._waiting[self._connection]
+        self._connections._pool.give(self._connection)
 
 
 def _by_host(conninfo: str) -> list[str]:

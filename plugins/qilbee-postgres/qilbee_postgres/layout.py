@@ -13,7 +13,7 @@ from __future__ import annotations
 import psycopg
 
 from qilbee_core import FormatVersionError, NotFoundError
-from qilbee_postgres.connections import Connection
+from qilbee_postgres.connection import Connection
 
 __all__ = ["LAYOUT_VERSION", "claim"]
 

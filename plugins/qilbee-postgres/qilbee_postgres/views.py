@@ -9,12 +9,12 @@ from typing import TypeVar
 import psycopg
 
 from qilbee_core import StorageError, StoreClosedError
-from qilbee_postgres.connections import Connection, Connections
+from qilbee_postgres.connection import Connection, Row, array_of, integer_of, rows_of
+from qilbee_postgres.connections import Connections
 
-__all__ = ["FIRST_ROWS", "Queries", "Row", "View", "following"]
+__all__ = ["FIRST_ROWS", "Queries", "View", "following"]
 
 T = TypeVar("T")
-Row = tuple[bytes, bytes]
 
 FIRST_ROWS = 64
 _ROWS_MIN, _ROWS_MAX = 16, 2048
@@ -25,8 +25,8 @@ class Queries:
     """The questions that can be asked of a table. Every answer is one round trip."""
 
     def __init__(self, table: str) -> None:
-        self._get = f"select v from {table} where k = %b"  # noqa: S608
-        self._get_many = f"select k, v from {table} where k = any(%b)"  # noqa: S608
+        self._get = f"select v from {table} where k = $1"  # noqa: S608
+        self._get_many = f"select k, v from {table} where k = any($1::bytea[])"  # noqa: S608
         self._pages = {
             (has_after, has_stop, reverse): self._page_of(table, has_after, has_stop, reverse)
             for has_after in (False, True)
@@ -37,18 +37,18 @@ class Queries:
     @staticmethod
     def _page_of(table: str, has_after: bool, has_stop: bool, reverse: bool) -> str:
         # Forwards what was read last takes the place of `start`, backwards that of `stop`.
-        low = "k > %(start)b" if has_after and not reverse else "k >= %(start)b"
-        high = " and k < %(stop)b" if has_stop or (has_after and reverse) else ""
-        return f"select k, v from {table} where {low}{high} order by k {'desc' if reverse else 'asc'} limit %(rows)s"  # noqa: S608
+        low = "k > $2" if has_after and not reverse else "k >= $2"
+        high = " and k < $3" if has_stop or (has_after and reverse) else ""
+        return f"select k, v from {table} where {low}{high} order by k {'desc' if reverse else 'asc'} limit $1::bigint"  # noqa: S608
 
     def get(self, connection: Connection, key: bytes) -> bytes | None:
         """The value under ``key``, or None."""
-        row = connection.execute(self._get, (key,), binary=True).fetchone()
-        return None if row is None else row[0]
+        found = connection.ask(self._get, key)
+        return found.get_value(0, 0) if found.ntuples else None
 
     def get_many(self, connection: Connection, keys: Sequence[bytes]) -> list[bytes | None]:
         """One answer for each key."""
-        found: dict[bytes, bytes] = dict(connection.execute(self._get_many, (list(set(keys)),), binary=True).fetchall())
+        found = dict(rows_of(connection.ask(self._get_many, array_of(list(set(keys))))))
         return [found.get(key) for key in keys]
 
     def page(
@@ -58,8 +58,8 @@ class Queries:
         if after is not None:
             start, stop = (start, after) if reverse else (after, stop)
         sql = self._pages[after is not None, stop is not None, reverse]
-        given = {"start": start, "stop": stop, "rows": rows}
-        return connection.execute(sql, given, binary=True).fetchall()
+        ends = (start,) if stop is None else (start, stop)
+        return rows_of(connection.ask(sql, integer_of(rows), *ends))
 
 
 def following(page: Callable[[bytes | None, int], list[Row]]) -> Iterator[Row]:
@@ -89,7 +89,7 @@ class View:
         try:
             with connections.deadline(connection):
                 # The instant is that of the first question, so one is asked at once.
-                connection.execute("begin isolation level repeatable read read only; select 1", prepare=False)
+                connection.execute("begin isolation level repeatable read read only; select 1")
         except BaseException:
             self._connection = None
             connections.drop(connection)

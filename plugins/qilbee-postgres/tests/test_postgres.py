@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ import psycopg
 import pytest
 from postgres_server import Server, fresh_url, needs_postgres, shared_url
 from qilbee_postgres.backend import PostgresBackend
-from qilbee_postgres.connections import Connection
+from qilbee_postgres.connection import Connection
 
 from qilbee_core import (
     BackendOptions,
@@ -549,18 +550,62 @@ class TestFailures:
             store.flush()
             assert memory.get_statistics().total_episodes == 3
 
+    def test_who_waits_for_an_answer_can_be_interrupted_and_keeps_nobody_from_running(
+        self, backend: PostgresBackend, url: str
+    ) -> None:
+        put(backend, (b"a", b"1"))
+        caller = threading.get_ident()
+        with psycopg.connect(url) as other:
+            other.execute("lock table qilbee")
+
+            def interrupt() -> None:
+                until(lambda: _lock_waits(url) > 0)
+                signal.pthread_kill(caller, signal.SIGINT)
+
+            thread = threading.Thread(target=interrupt)
+            thread.start()
+            with pytest.raises(KeyboardInterrupt):
+                put(backend, (b"a", b"2"))
+            thread.join(PATIENCE_S)
+            other.rollback()
+        put(backend, (b"a", b"3"))  # by a connection that is not waiting for the other answer
+        until(lambda: backend.get(b"a") == b"3")
+        assert backend.stats()["connections_used"] == 0
+
+    def test_a_batch_larger_than_any_buffer_of_the_network_goes_over_and_comes_back(
+        self, backend: PostgresBackend
+    ) -> None:
+        pairs = [(b"%d" % number, bytes([number]) * (10 << 20)) for number in range(5)]
+        put(backend, *pairs)
+        assert backend.get_many([key for key, _ in pairs]) == [value for _, value in pairs]
+        assert backend.get_many([]) == []
+
+    def test_statements_of_any_number_of_ranges_leave_few_prepared(self, backend: PostgresBackend) -> None:
+        for number in range(1, 130):
+            ends = [(b"%03d" % each, b"%03d~" % each) for each in range(number)]
+            put(backend, (b"%03d+" % (number - 1), b""))
+            backend.write(WriteBatch([DeleteRange(*each) for each in ends]))
+            assert backend.get(b"%03d+" % (number - 1)) is None
+        prepared = "select count(*)::text::bytea from pg_prepared_statements"
+        assert int(backend._ask(lambda connection: connection.ask(prepared).get_value(0, 0)) or 0) <= 101
+
     def test_two_round_trips_give_the_newest_episodes(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with open_store(url) as store:
             memory = store.agent_memory("bot")
             memory.store_episodes(Episode.observation("bot", str(number)) for number in range(300))
-            asked: list[object] = []
-            execute = psycopg.Connection.execute
+            asked: list[str] = []
 
-            def counting(self: psycopg.Connection, *given: object, **named: object) -> object:
-                if threading.current_thread() is threading.main_thread():  # search has a thread of its own
-                    asked.append(given[0])
-                return execute(self, *given, **named)  # type: ignore[call-overload]
+            def counting(name: str) -> None:
+                inner = getattr(Connection, name)
 
-            monkeypatch.setattr(psycopg.Connection, "execute", counting)
+                def counted(self: Connection, *given: object, **named: object) -> object:
+                    if threading.current_thread() is threading.main_thread():  # search has a thread of its own
+                        asked.append(name)
+                    return inner(self, *given, **named)
+
+                monkeypatch.setattr(Connection, name, counted)
+
+            counting("execute")
+            counting("ask")
             assert len(memory.get_recent_episodes(10)) == 10
-            assert len(asked) <= 2
+            assert 1 <= len(asked) <= 2
