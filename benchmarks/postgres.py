@@ -15,9 +15,9 @@ from statistics import median
 
 import psycopg
 
-from qilbee_core import Episode, SearchSettings, Settings, Store, WriteBatch, open_store
+from qilbee_core import Episode, Put, SearchSettings, Settings, Store, WriteBatch, open_store
 
-STORES, ROUNDS, THREADS, BATCH = 160, 11, 16, 1000
+STORES, ROUNDS, THREADS, BATCH = 160, 21, 16, 1000
 TEXT = "The parcel for the harbour office left at noon; ask for the blue door. " * 6
 PUT = (
     "insert into bench_raw (k, v) select * from unnest(%b::bytea[], %b::bytea[]) "
@@ -47,13 +47,13 @@ def rate(threads: int, work: Callable[[int], object], times: int) -> float:
     return times // threads * threads / (time.perf_counter() - began)
 
 
-def rows_of(store: Store) -> list[int]:
-    """Bytes of the values that one store of an episode writes."""
+def rows_of(store: Store) -> list[tuple[int, int]]:
+    """Bytes of each key and value that one store of an episode writes; the head of the agent is the last."""
     backend, sizes = store._backend, []
     write = backend.write
 
     def noting(batch: WriteBatch) -> None:
-        sizes.append([len(getattr(each, "value", b"")) for each in batch.operations])
+        sizes.append([(len(each.key), len(each.value)) for each in batch.operations if isinstance(each, Put)])
         write(batch)
 
     backend.write = noting  # type: ignore[method-assign]
@@ -76,8 +76,8 @@ def main(url: str) -> None:
     for raw in raws:
         raw.execute("set synchronous_commit = off")
     with open_store(settings, dsn=url, backend="postgres", engine={"table": "bench_store"}) as store:
-        sizes = rows_of(store)
-        values = [b"x" * size for size in sizes]
+        *fresh, (head_bytes, _) = sizes = rows_of(store)
+        values = [b"x" * value_bytes for _, value_bytes in sizes]
         memories = [store.agent_memory(f"agent {thread}") for thread in range(THREADS)]
         shared = store.agent_memory("shared")
         for memory in (*memories, shared):
@@ -85,8 +85,8 @@ def main(url: str) -> None:
 
         def bare(thread: int) -> None:
             number = next(numbers)
-            keys = [b"head %d" % thread, *(b"%d %d %020d" % (thread, row, number) for row in range(1, len(values)))]
-            raws[thread].execute(PUT, (keys, values))
+            keys = [b"%x%d %0*d" % (thread, row, key_bytes - 3, number) for row, (key_bytes, _) in enumerate(fresh)]
+            raws[thread].execute(PUT, ([*keys, (b"%x head" % thread).ljust(head_bytes)], values))
 
         def swap(thread: int) -> None:
             raw = raws[thread]

@@ -67,7 +67,8 @@ class Connection(psycopg.Connection[TupleRow]):
         name = self._names.get(statement)
         if name is None:
             name = self._prepare(statement)
-        self.pgconn.send_query_prepared(name, parameters, (Format.BINARY,) * len(parameters), Format.BINARY)
+        formats = [Format.BINARY] * len(parameters)
+        self.pgconn.send_query_prepared(name, list(parameters), formats, Format.BINARY)  # psycopg 3.2 takes only lists
         return self._answer()
 
     def _prepare(self, statement: str) -> bytes:
@@ -81,7 +82,7 @@ class Connection(psycopg.Connection[TupleRow]):
         return name
 
     def _answer(self) -> PGresult:
-        # All waiting is done by poll(), which other threads and Ctrl-C do not wait for: get_result() lets nobody run.
+        # All waiting is done by poll(): meanwhile others run, and Ctrl-C ends it. In get_result() no thread would run.
         pgconn = self.pgconn
         while pgconn.flush():
             self._ready.poll()
