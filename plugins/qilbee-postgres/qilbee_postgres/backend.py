@@ -16,6 +16,7 @@ from typing import TypeVar
 from weakref import WeakSet
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from qilbee_core import (
     JSON,
@@ -182,7 +183,8 @@ class PostgresBackend(Blocking, DurableWrites):
             for _ in self._statements.steps(connection, changes, batch.expects):
                 self._connections.extend(connection)
         except BaseException:
-            if not connection.closed:
+            # One that is closed, or waits for an answer still, is let go of, which ends the transaction too.
+            if connection.pgconn.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
                 connection.ask("rollback")
             raise
         try:
