@@ -77,6 +77,7 @@ from qilbee_core.interfaces import (
 from qilbee_core.keys import encode_agent_id
 from qilbee_core.limits import check_storable
 from qilbee_core.memory.found import SearchResult, SearchStatus
+from qilbee_core.memory.room import Room, Unread
 from qilbee_core.memory.statistics import ClearReceipt, ForgetReceipt, MemoryStatistics, PurgeReceipt
 from qilbee_core.policies.derived import derived_episode
 
@@ -86,7 +87,7 @@ if TYPE_CHECKING:
     from qilbee_core.copying import CopyReport, copy_store
     from qilbee_core.hookspecs import hookimpl
     from qilbee_core.memory.agent import AgentMemory
-    from qilbee_core.memory.aio import AsyncAgentMemory, store_anew
+    from qilbee_core.memory.aio import AsyncAgentMemory, read_within, store_anew
     from qilbee_core.memory.repair import RepairReport
     from qilbee_core.memory.verify import Problem, VerifyReport
     from qilbee_core.plugins import Plugins, load_plugins
@@ -104,6 +105,7 @@ else:
         "hookimpl": "qilbee_core.hookspecs",
         "AgentMemory": "qilbee_core.memory.agent",
         "AsyncAgentMemory": "qilbee_core.memory.aio",
+        "read_within": "qilbee_core.memory.aio",
         "store_anew": "qilbee_core.memory.aio",
         "RepairReport": "qilbee_core.memory.repair",
         "Problem": "qilbee_core.memory.verify",
@@ -183,6 +185,7 @@ __all__ = [
     "Reader",
     "RecoveryReport",
     "RepairReport",
+    "Room",
     "SearchResult",
     "SearchSettings",
     "SearchStatus",
@@ -209,6 +212,7 @@ __all__ = [
     "SupportsStats",
     "UndoReceipt",
     "UnfinishedCopyError",
+    "Unread",
     "VerifyReport",
     "WriteBatch",
     "WriteStallError",
@@ -222,5 +226,6 @@ __all__ = [
     "hookimpl",
     "load_plugins",
     "open_store",
+    "read_within",
     "store_anew",
 ]

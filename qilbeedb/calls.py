@@ -9,12 +9,12 @@ from datetime import datetime
 from http import HTTPStatus
 from itertools import islice
 from types import TracebackType
-from typing import Self, TypedDict, TypeVar
+from typing import Generic, Self, TypedDict, TypeVar
 from urllib.parse import quote
 
 import msgspec
 from msgspec import UNSET, Struct
-from msgspec.structs import asdict, fields, replace
+from msgspec.structs import asdict, fields
 
 from qilbee_core import (
     ClearReceipt,
@@ -36,9 +36,10 @@ from qilbee_core import (
 from qilbeedb import wire
 from qilbeedb.exchange import Call, Effect, Reply
 
-__all__ = ["Filters", "Imported", "MemoryCalls", "Page", "Pages", "answered", "body_of", "filters"]
+__all__ = ["Filters", "Imported", "MemoryCalls", "Page", "answered", "body_of", "filters"]
 
 T = TypeVar("T")
+L = TypeVar("L", str, wire.LeftResult)
 A = TypeVar("A", bound=wire.Answer)
 
 _BATCH_EPISODES_MAX = 1000
@@ -70,24 +71,11 @@ def filters(
     }
 
 
-class Page(Struct, frozen=True, kw_only=True):
-    """Some episodes, and where the next ones begin; None behind the last."""
+class Page(Struct, Generic[T], frozen=True, kw_only=True):
+    """Some of what was asked for, and the call that gives what follows; None: nothing does."""
 
-    episodes: list[Episode]
-    cursor: str | None
-
-
-class Pages:
-    """Turns pages: ``call`` asks for the next one, the first of them behind ``after``; it is None behind the last."""
-
-    def __init__(self, ask: Callable[[str | None], Call[Page]], after: str | None) -> None:
-        self._ask = ask
-        self.call: Call[Page] | None = ask(after)
-
-    def turn(self, page: Page) -> list[Episode]:
-        """What is on a page that came; from now on ``call`` asks for the one after it."""
-        self.call = None if page.cursor is None else self._ask(page.cursor)
-        return page.episodes
+    items: list[T]
+    rest: Call[Page[T]] | None = None
 
 
 class Imported:
@@ -163,62 +151,113 @@ class MemoryCalls:
         query = wire.AsOfQuery(as_of=_seconds(as_of, "as_of"))
         return self._get(f"/episodes/{_checked(id)}", _unless_absent(_episode_in, None), query, _ABSENT)
 
-    def get_many(self, ids: Sequence[str], as_of: datetime | None) -> Call[list[Episode | None]]:
+    def get_many(self, ids: Sequence[str], as_of: datetime | None) -> Call[Page[Episode | None]]:
         """Several by their ids."""
-        return self._post(
-            "/episodes/get",
-            wire.IdsBody(ids=list(map(_checked, ids)), as_of=_seconds(as_of, "as_of")),
-            answered(
-                wire.EpisodesAnswer,
-                lambda answer: [None if each is None else episode_of(each) for each in answer.episodes],
-            ),
-        )
+        return self._each(list(map(_checked, ids)), _seconds(as_of, "as_of"), lambda _, episode: [episode])
 
-    def recent(self, limit: int, before: str | None, where: Filters, as_of: datetime | None) -> Call[list[Episode]]:
+    def _each(
+        self, asked: Sequence[L], as_of: wire.Moment | None, made: Callable[[L, Episode | None], list[T]]
+    ) -> Call[Page[T]]:
+        """What is made of each thing that was asked for by its id, and of its episode, where it is there."""
+
+        def page(answer: wire.EpisodesAnswer) -> Page[T]:
+            told = [None if each is None else episode_of(each) for each in answer.episodes]
+            items = [item for each, episode in zip(asked, told, strict=False) for item in made(each, episode)]
+            return Page(items=items, rest=self._each(asked[len(told) :], as_of, made) if answer.left else None)
+
+        ids = [each.episode_id if isinstance(each, wire.LeftResult) else each for each in asked]
+        return self._post("/episodes/get", wire.IdsBody(ids=ids, as_of=as_of), answered(wire.EpisodesAnswer, page))
+
+    def recent(self, limit: int, before: str | None, where: Filters, as_of: datetime | None) -> Call[Page[Episode]]:
         """The newest ones."""
         query = wire.RecentQuery(limit=limit, before=before, as_of=_seconds(as_of, "as_of"), **where)
-        return self._get("/episodes/recent", _episodes_in, query)
 
-    def recall(self, limit: int, min_relevance: float | None, where: Filters) -> Call[list[Episode]]:
+        def page(answer: wire.EpisodesAnswer) -> Page[Episode]:
+            episodes = _present(answer.episodes)
+            is_all = answer.next_cursor is None or len(episodes) >= limit
+            rest = None if is_all else self.recent(limit - len(episodes), answer.next_cursor, where, as_of)
+            return Page(items=episodes, rest=rest)
+
+        return self._get("/episodes/recent", answered(wire.EpisodesAnswer, page), query)
+
+    def recall(self, limit: int, min_relevance: float | None, where: Filters) -> Call[Page[Episode]]:
         """The most relevant ones."""
-        return self._post("/recall", wire.RecallBody(limit=limit, min_relevance=min_relevance, **where), _episodes_in)
 
-    def between(self, where: Filters, after: str | None, as_of: datetime | None, *, reverse: bool) -> Pages:
+        def page(answer: wire.EpisodesAnswer) -> Page[Episode]:
+            rest = self._each(answer.left, None, lambda _, episode: [episode] if episode else [])
+            return Page(items=_present(answer.episodes), rest=rest if answer.left else None)
+
+        body = wire.RecallBody(limit=limit, min_relevance=min_relevance, **where)
+        return self._post("/recall", body, answered(wire.EpisodesAnswer, page))
+
+    def between(
+        self, where: Filters, after: str | None, as_of: datetime | None, *, reverse: bool
+    ) -> Call[Page[Episode]]:
         """Those of a time range."""
         at = _seconds(as_of, "as_of")
-        query = wire.EpisodesQuery(limit=_PAGE_EPISODES, reverse=reverse, as_of=at, **where)
-        read = answered(
-            wire.EpisodesAnswer, lambda answer: Page(episodes=_present(answer.episodes), cursor=answer.next_cursor)
-        )
-        return Pages(lambda cursor: self._get("/episodes", read, replace(query, cursor=cursor)), after)
+        query = wire.EpisodesQuery(limit=_PAGE_EPISODES, reverse=reverse, cursor=after, as_of=at, **where)
 
-    def search(self, query: str, limit: int, where: Filters, as_of: datetime | None) -> Call[list[Episode]]:
+        def page(answer: wire.EpisodesAnswer) -> Page[Episode]:
+            cursor = answer.next_cursor
+            rest = None if cursor is None else self.between(where, cursor, as_of, reverse=reverse)
+            return Page(items=_present(answer.episodes), rest=rest)
+
+        return self._get("/episodes", answered(wire.EpisodesAnswer, page), query)
+
+    def search(self, query: str, limit: int, where: Filters, as_of: datetime | None) -> Call[Page[Episode]]:
         """A search by words."""
-        body = wire.SearchBody(query=query, limit=limit, as_of=_seconds(as_of, "as_of"), **where)
-        return self._post("/episodes/search", body, _episodes_in)
+        at = _seconds(as_of, "as_of")
+
+        def page(answer: wire.SearchAnswer) -> Page[Episode]:
+            rest = self._each(answer.left, at, lambda _, episode: [episode] if episode else [])
+            return Page(items=_present(answer.episodes), rest=rest if answer.left else None)
+
+        body = wire.SearchBody(query=query, limit=limit, as_of=at, **where)
+        return self._post("/episodes/search", body, answered(wire.SearchAnswer, page))
 
     def semantic(
         self, query: str, limit: int, min_score: float | None, where: Filters, as_of: datetime | None, *, explain: bool
-    ) -> Call[list[SearchResult]]:
+    ) -> Call[Page[SearchResult]]:
         """A search by meaning."""
         at = _seconds(as_of, "as_of")
         body = wire.SemanticBody(query=query, limit=limit, min_score=min_score, explain=explain, as_of=at, **where)
-        return self._post("/episodes/semantic-search", body, _results_in)
+        return self._post("/episodes/semantic-search", body, self._results_in(at))
 
     def hybrid(
         self, query: str, limit: int, weight: float | None, where: Filters, as_of: datetime | None, *, explain: bool
-    ) -> Call[list[SearchResult]]:
+    ) -> Call[Page[SearchResult]]:
         """A search by both; ``weight`` is the share of meaning."""
         at = _seconds(as_of, "as_of")
         body = wire.HybridBody(query=query, limit=limit, semantic_weight=weight, explain=explain, as_of=at, **where)
-        return self._post("/episodes/hybrid-search", body, _results_in)
+        return self._post("/episodes/hybrid-search", body, self._results_in(at))
 
     def similar(
         self, id: str, limit: int, where: Filters, as_of: datetime | None, *, explain: bool
-    ) -> Call[list[SearchResult]]:
+    ) -> Call[Page[SearchResult]]:
         """Those that are near to one of them."""
-        query = wire.SimilarQuery(limit=limit, explain=explain, as_of=_seconds(as_of, "as_of"), **where)
-        return self._get(f"/episodes/{_checked(id)}/similar", _results_in, query)
+        at = _seconds(as_of, "as_of")
+        query = wire.SimilarQuery(limit=limit, explain=explain, as_of=at, **where)
+        return self._get(f"/episodes/{_checked(id)}/similar", self._results_in(at), query)
+
+    def _results_in(self, as_of: wire.Moment | None) -> Callable[[Reply], Page[SearchResult]]:
+        def result(told: wire.Scored, episode: Episode | None) -> list[SearchResult]:
+            if episode is None:  # it went between the two calls
+                return []
+            return [
+                SearchResult(
+                    episode=episode,
+                    score=told.score,
+                    keyword_score=told.keyword_score,
+                    semantic_score=told.semantic_score,
+                    explanation=told.explanation,
+                )
+            ]
+
+        def page(answer: wire.ResultsAnswer) -> Page[SearchResult]:
+            items = [item for told in answer.results for item in result(told, episode_of(told.episode))]
+            return Page(items=items, rest=self._each(answer.left, as_of, result) if answer.left else None)
+
+        return answered(wire.ResultsAnswer, page)
 
     def search_status(self) -> Call[SearchStatus]:
         """What search knows."""
@@ -238,12 +277,15 @@ class MemoryCalls:
         body = wire.UpdateBody(content=content, metadata=metadata, episode_type=episode_type)
         return self._send("PATCH", f"/episodes/{_checked(id)}", body, _episode_in, Effect.ONCE)
 
-    def history(self, id: str) -> Call[list[Episode]]:
+    def history(self, id: str, after: datetime | None) -> Call[Page[Episode]]:
         """Its earlier versions."""
-        return self._get(
-            f"/episodes/{_checked(id)}/history",
-            answered(wire.HistoryAnswer, lambda answer: _present(answer.episodes)),
-        )
+
+        def page(answer: wire.HistoryAnswer) -> Page[Episode]:
+            versions = _present(answer.episodes)
+            return Page(items=versions, rest=self.history(id, versions[-1].ended_at) if answer.has_more else None)
+
+        query = wire.HistoryQuery(after=_seconds(after, "after"))
+        return self._get(f"/episodes/{_checked(id)}/history", answered(wire.HistoryAnswer, page), query)
 
     def invalidate(self, id: str) -> Call[bool]:
         """Retire one. Where an answer was lost and it is not there now, this call has retired it."""
@@ -457,20 +499,6 @@ def _was_there(reply: Reply) -> bool:
 
 
 _episode_in = answered(wire.EpisodeAnswer, episode_of)
-_episodes_in = answered(wire.EpisodesAnswer, lambda answer: _present(answer.episodes))
-_results_in = answered(
-    wire.ResultsAnswer,
-    lambda answer: [
-        SearchResult(
-            episode=episode_of(each.episode),
-            score=each.score,
-            keyword_score=each.keyword_score,
-            semantic_score=each.semantic_score,
-            explanation=each.explanation,
-        )
-        for each in answer.results
-    ],
-)
 
 
 def _checked(id: object) -> str:

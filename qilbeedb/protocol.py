@@ -178,8 +178,8 @@ class AgentMemory(Protocol):
         """Replace what is given and keep the rest; gives the episode as it is now."""
         ...
 
-    def history(self, id: str) -> list[Episode]:
-        """The versions that updates replaced, oldest first."""
+    def history(self, id: str, *, after: datetime | None = None) -> list[Episode]:
+        """The versions that have ended, oldest first; with ``after`` those that ended after that time."""
         ...
 
     def invalidate(self, id: str) -> bool:
@@ -388,8 +388,8 @@ class AsyncAgentMemory(Protocol):
         """Replace what is given and keep the rest; gives the episode as it is now."""
         ...
 
-    async def history(self, id: str) -> list[Episode]:
-        """The versions that updates replaced, oldest first."""
+    async def history(self, id: str, *, after: datetime | None = None) -> list[Episode]:
+        """The versions that have ended, oldest first; with ``after`` those that ended after that time."""
         ...
 
     async def invalidate(self, id: str) -> bool:

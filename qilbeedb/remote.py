@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from typing import TypeVar
 
 from qilbee_core import (
     ClearReceipt,
@@ -20,11 +21,14 @@ from qilbee_core import (
     UndoReceipt,
 )
 from qilbeedb import account_calls
-from qilbeedb.calls import Imported, MemoryCalls, Pages, filters
+from qilbeedb.calls import Imported, MemoryCalls, Page, filters
+from qilbeedb.exchange import Call
 from qilbeedb.transport import AsyncConnection, Connection
 from qilbeedb.wire import HealthAnswer
 
 __all__ = ["AsyncRemote", "AsyncRemoteMemory", "Remote", "RemoteMemory"]
+
+T = TypeVar("T")
 
 Progress = Callable[[int], object]
 
@@ -127,7 +131,7 @@ class RemoteMemory:
 
     def get_episodes(self, ids: Sequence[str], *, as_of: datetime | None = None) -> list[Episode | None]:
         """One answer for each of up to 1000 ids, in the order given; None where there is no episode."""
-        return self._run(self._calls.get_many(ids, as_of))
+        return list(self._pages(self._calls.get_many(ids, as_of)))
 
     def get_recent_episodes(
         self,
@@ -142,7 +146,7 @@ class RemoteMemory:
     ) -> list[Episode]:
         """The newest episodes by event time, newest first."""
         where = filters(episode_type, memory_type, start, end)
-        return self._run(self._calls.recent(limit, before, where, as_of))
+        return list(self._pages(self._calls.recent(limit, before, where, as_of)))
 
     def recall(
         self,
@@ -156,7 +160,7 @@ class RemoteMemory:
     ) -> list[Episode]:
         """The most relevant episodes now, most relevant first."""
         where = filters(episode_type, memory_type, start, end)
-        return self._run(self._calls.recall(limit, min_relevance, where))
+        return list(self._pages(self._calls.recall(limit, min_relevance, where)))
 
     def episodes(
         self,
@@ -173,9 +177,11 @@ class RemoteMemory:
         where = filters(episode_type, memory_type, start, end)
         return self._pages(self._calls.between(where, after, as_of, reverse=reverse))
 
-    def _pages(self, pages: Pages) -> Iterator[Episode]:
-        while pages.call is not None:
-            yield from pages.turn(self._run(pages.call))
+    def _pages(self, call: Call[Page[T]] | None) -> Iterator[T]:
+        while call is not None:
+            page = self._run(call)
+            yield from page.items
+            call = page.rest
 
     def search_episodes(
         self,
@@ -190,7 +196,7 @@ class RemoteMemory:
     ) -> list[Episode]:
         """The episodes that fit a query best by their words, best first."""
         where = filters(episode_type, memory_type, start, end)
-        return self._run(self._calls.search(query, limit, where, as_of))
+        return list(self._pages(self._calls.search(query, limit, where, as_of)))
 
     def semantic_search(
         self,
@@ -207,7 +213,7 @@ class RemoteMemory:
     ) -> list[SearchResult]:
         """The episodes that are nearest to a query in meaning, best first."""
         where = filters(episode_type, memory_type, start, end)
-        return self._run(self._calls.semantic(query, limit, min_score, where, as_of, explain=explain))
+        return list(self._pages(self._calls.semantic(query, limit, min_score, where, as_of, explain=explain)))
 
     def hybrid_search(
         self,
@@ -224,7 +230,7 @@ class RemoteMemory:
     ) -> list[SearchResult]:
         """The episodes that fit a query best by words and meaning together, best first."""
         where = filters(episode_type, memory_type, start, end)
-        return self._run(self._calls.hybrid(query, limit, semantic_weight, where, as_of, explain=explain))
+        return list(self._pages(self._calls.hybrid(query, limit, semantic_weight, where, as_of, explain=explain)))
 
     def find_similar_episodes(
         self,
@@ -240,7 +246,7 @@ class RemoteMemory:
     ) -> list[SearchResult]:
         """The episodes that are nearest in meaning to a stored one, best first, without itself."""
         where = filters(episode_type, memory_type, start, end)
-        return self._run(self._calls.similar(id, limit, where, as_of, explain=explain))
+        return list(self._pages(self._calls.similar(id, limit, where, as_of, explain=explain)))
 
     def get_semantic_search_status(self) -> SearchStatus:
         """Whether search is on, what it was made with, and how many episodes wait to be indexed."""
@@ -257,9 +263,9 @@ class RemoteMemory:
         """Replace what is given and keep the rest; gives the episode as it is now."""
         return self._run(self._calls.update(id, content, metadata, episode_type))
 
-    def history(self, id: str) -> list[Episode]:
-        """The versions that updates replaced, oldest first."""
-        return self._run(self._calls.history(id))
+    def history(self, id: str, *, after: datetime | None = None) -> list[Episode]:
+        """The versions that have ended, oldest first; with ``after`` those that ended after that time."""
+        return list(self._pages(self._calls.history(id, after)))
 
     def invalidate(self, id: str) -> bool:
         """Retire an episode that is no longer true, and keep what was once known; gives False where there is none."""
@@ -358,7 +364,7 @@ class AsyncRemoteMemory:
 
     async def get_episodes(self, ids: Sequence[str], *, as_of: datetime | None = None) -> list[Episode | None]:
         """One answer for each of up to 1000 ids, in the order given; None where there is no episode."""
-        return await self._run(self._calls.get_many(ids, as_of))
+        return [each async for each in self._pages(self._calls.get_many(ids, as_of))]
 
     async def get_recent_episodes(
         self,
@@ -373,7 +379,7 @@ class AsyncRemoteMemory:
     ) -> list[Episode]:
         """The newest episodes by event time, newest first."""
         where = filters(episode_type, memory_type, start, end)
-        return await self._run(self._calls.recent(limit, before, where, as_of))
+        return [each async for each in self._pages(self._calls.recent(limit, before, where, as_of))]
 
     async def recall(
         self,
@@ -387,7 +393,7 @@ class AsyncRemoteMemory:
     ) -> list[Episode]:
         """The most relevant episodes now, most relevant first."""
         where = filters(episode_type, memory_type, start, end)
-        return await self._run(self._calls.recall(limit, min_relevance, where))
+        return [each async for each in self._pages(self._calls.recall(limit, min_relevance, where))]
 
     def episodes(
         self,
@@ -404,10 +410,12 @@ class AsyncRemoteMemory:
         where = filters(episode_type, memory_type, start, end)
         return self._pages(self._calls.between(where, after, as_of, reverse=reverse))
 
-    async def _pages(self, pages: Pages) -> AsyncIterator[Episode]:
-        while pages.call is not None:
-            for episode in pages.turn(await self._run(pages.call)):
-                yield episode
+    async def _pages(self, call: Call[Page[T]] | None) -> AsyncIterator[T]:
+        while call is not None:
+            page = await self._run(call)
+            for each in page.items:
+                yield each
+            call = page.rest
 
     async def search_episodes(
         self,
@@ -422,7 +430,7 @@ class AsyncRemoteMemory:
     ) -> list[Episode]:
         """The episodes that fit a query best by their words, best first."""
         where = filters(episode_type, memory_type, start, end)
-        return await self._run(self._calls.search(query, limit, where, as_of))
+        return [each async for each in self._pages(self._calls.search(query, limit, where, as_of))]
 
     async def semantic_search(
         self,
@@ -439,7 +447,10 @@ class AsyncRemoteMemory:
     ) -> list[SearchResult]:
         """The episodes that are nearest to a query in meaning, best first."""
         where = filters(episode_type, memory_type, start, end)
-        return await self._run(self._calls.semantic(query, limit, min_score, where, as_of, explain=explain))
+        return [
+            each
+            async for each in self._pages(self._calls.semantic(query, limit, min_score, where, as_of, explain=explain))
+        ]
 
     async def hybrid_search(
         self,
@@ -456,7 +467,12 @@ class AsyncRemoteMemory:
     ) -> list[SearchResult]:
         """The episodes that fit a query best by words and meaning together, best first."""
         where = filters(episode_type, memory_type, start, end)
-        return await self._run(self._calls.hybrid(query, limit, semantic_weight, where, as_of, explain=explain))
+        return [
+            each
+            async for each in self._pages(
+                self._calls.hybrid(query, limit, semantic_weight, where, as_of, explain=explain)
+            )
+        ]
 
     async def find_similar_episodes(
         self,
@@ -472,7 +488,7 @@ class AsyncRemoteMemory:
     ) -> list[SearchResult]:
         """The episodes that are nearest in meaning to a stored one, best first, without itself."""
         where = filters(episode_type, memory_type, start, end)
-        return await self._run(self._calls.similar(id, limit, where, as_of, explain=explain))
+        return [each async for each in self._pages(self._calls.similar(id, limit, where, as_of, explain=explain))]
 
     async def get_semantic_search_status(self) -> SearchStatus:
         """Whether search is on, what it was made with, and how many episodes wait to be indexed."""
@@ -489,9 +505,9 @@ class AsyncRemoteMemory:
         """Replace what is given and keep the rest; gives the episode as it is now."""
         return await self._run(self._calls.update(id, content, metadata, episode_type))
 
-    async def history(self, id: str) -> list[Episode]:
-        """The versions that updates replaced, oldest first."""
-        return await self._run(self._calls.history(id))
+    async def history(self, id: str, *, after: datetime | None = None) -> list[Episode]:
+        """The versions that have ended, oldest first; with ``after`` those that ended after that time."""
+        return [each async for each in self._pages(self._calls.history(id, after))]
 
     async def invalidate(self, id: str) -> bool:
         """Retire an episode that is no longer true, and keep what was once known; gives False where there is none."""

@@ -44,9 +44,11 @@ __all__ = [
     "ForgetBody",
     "HealthAnswer",
     "HistoryAnswer",
+    "HistoryQuery",
     "HybridBody",
     "IdsBody",
     "JSONObject",
+    "LeftResult",
     "Limit",
     "Moment",
     "Nothing",
@@ -58,6 +60,7 @@ __all__ = [
     "Request",
     "Result",
     "ResultsAnswer",
+    "Scored",
     "SearchAnswer",
     "SearchBody",
     "SearchStatusAnswer",
@@ -338,17 +341,26 @@ class RecallBody(Filtered):
 class EpisodesAnswer(Answer):
     """Some episodes. ``next_cursor`` is what to ask for what follows them with; null: nothing does.
 
-    Where they answer a list of ids there is one for each, null where there is no such episode.
+    Where they answer a list of ids there is one for each, null where there is no such episode. ``left`` are the ids of
+    those that belong to the answer and would make it too large: to be asked for by them.
     """
 
     episodes: Sequence[EpisodeAnswer | None]
     next_cursor: str | None = None
+    left: Sequence[str] = ()
+
+
+class HistoryQuery(Request):
+    """Which of the earlier versions to give: those that ended after a time."""
+
+    after: Moment | None = None
 
 
 class HistoryAnswer(Answer):
-    """The versions of an episode that updates replaced, oldest first."""
+    """The versions of an episode that updates replaced, oldest first. ``has_more``: others ended after the last."""
 
     episodes: Sequence[EpisodeAnswer]
+    has_more: bool = False
 
 
 # --- searching
@@ -391,27 +403,43 @@ class SimilarQuery(Filtered):
     as_of: Moment | None = None
 
 
-class Result(Answer, omit_defaults=True):
-    """An episode that was found, and how well it fits; ``explanation`` has the parts of its score, if asked for."""
+class Scored(Answer, omit_defaults=True):
+    """How well an episode fits; ``explanation`` has the parts of its score, if asked for."""
 
-    episode: EpisodeAnswer
     score: float
     keyword_score: float
     semantic_score: float
     explanation: dict[str, float] | None = None
 
 
+class Result(Scored, kw_only=True, omit_defaults=True):
+    """An episode that was found."""
+
+    episode: EpisodeAnswer
+
+
+class LeftResult(Scored, kw_only=True, omit_defaults=True):
+    """One that would make the answer too large: to be asked for by its id."""
+
+    episode_id: str
+
+
 class ResultsAnswer(Answer):
-    """What a search found, best first."""
+    """What a search found, best first; ``left`` are those that come behind ``results``."""
 
     results: Sequence[Result]
+    left: Sequence[LeftResult] = ()
 
 
 class SearchAnswer(Answer, omit_defaults=True):
-    """What a search by words found, best first; with ``results``, the same with their scores, if it is to explain."""
+    """What a search by words found, best first; with ``results``, the same with their scores, if it is to explain.
+
+    ``left`` are those that come behind ``episodes``.
+    """
 
     episodes: Sequence[EpisodeAnswer]
     results: Sequence[Result] | None = None
+    left: Sequence[LeftResult] = ()
 
 
 class SearchStatusAnswer(Answer):

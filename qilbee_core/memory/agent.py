@@ -318,14 +318,16 @@ class AgentMemory:
         """
         return self._durable(self._operations.update, id, content=content, metadata=metadata, episode_type=episode_type)
 
-    def history(self, id: str) -> list[Episode]:
+    def history(self, id: str, *, after: datetime | None = None) -> list[Episode]:
         """The versions of an episode that have ended, oldest first; empty for one that was never changed.
+
+        With ``after`` only those that ended after that time.
 
         Each has the ``transaction_time`` it was recorded at, and ``ended_at``: when an update replaced it, or the
         episode was retired. In the second case ``superseded_by`` is the id of what took its place, if anything did. The
         current version is not among them: :meth:`get_episode` gives it.
         """
-        return self._operations.history(id)
+        return self._operations.history(id, after)
 
     def invalidate(self, id: str) -> bool:
         """Retire an episode that is no longer true, and keep what was once known; gives False where there is none.

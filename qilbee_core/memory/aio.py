@@ -24,10 +24,11 @@ from qilbee_core.memory.agent import AgentMemory, batches
 from qilbee_core.memory.filters import ANY, EpisodeFilter
 from qilbee_core.memory.found import SearchResult, SearchStatus
 from qilbee_core.memory.operations import Operations
+from qilbee_core.memory.room import Room
 from qilbee_core.memory.statistics import ClearReceipt, ForgetReceipt, MemoryStatistics, PurgeReceipt
 from qilbee_core.patience import patiently_async
 
-__all__ = ["AsyncAgentMemory", "run_in", "store_anew"]
+__all__ = ["AsyncAgentMemory", "read_within", "run_in", "store_anew"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,6 +55,12 @@ async def store_anew(
     Gives the id under which it is stored, and False where it was stored before: by its id or by the key.
     """
     return await memory._durable(memory._operations.store_one, episode, idempotency_key)
+
+
+def read_within(memory: AsyncAgentMemory, room: Room) -> AsyncAgentMemory:
+    """``memory`` for one reading of a server, whose answer gives what ``room`` takes and tells what is left."""
+    operations = memory._operations.within(room)
+    return AsyncAgentMemory(operations, memory._durability, memory._pool, direct=memory._direct)
 
 
 class AsyncAgentMemory:
@@ -279,9 +286,9 @@ class AsyncAgentMemory:
             self._operations.update, id, content=content, metadata=metadata, episode_type=episode_type
         )
 
-    async def history(self, id: str) -> list[Episode]:
-        """The versions of an episode that have ended, oldest first."""
-        return await self._in_pool(self._operations.history, id)
+    async def history(self, id: str, *, after: datetime | None = None) -> list[Episode]:
+        """The versions of an episode that have ended, oldest first; with ``after`` those that ended after it."""
+        return await self._in_pool(self._operations.history, id, after)
 
     async def invalidate(self, id: str) -> bool:
         """Retire an episode that is no longer true; gives False where there is none."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from heapq import merge
-from itertools import groupby
+from itertools import chain, groupby, pairwise
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -73,16 +73,25 @@ class Past:
             yield Ended(key, value, document, document.ended_us or following_us)
             following_us = recorded_us(key)
 
-    def versions(self, id_bytes: bytes) -> list[Version]:
-        """The same, oldest first; none of an episode that is gone and was not retired."""
+    def versions(self, id_bytes: bytes, after_us: int) -> Iterator[Version]:
+        """Those that ended after a time, oldest first, one at a time; none of an episode that is lost."""
         key = self._keys.episode(id_bytes)
         value = self._reader.get(key)
-        current = None if value is None else self._open(key, value)
-        ended = list(self.ended(id_bytes, current))
-        last = current or (ended[0].document if ended else None)
-        if last is None or (current is None and not last.ended_us):
-            return []  # lost, and named by verify()
-        return [Version(id_bytes, each.document, each.ended_us, last) for each in reversed(ended)]
+        last = self.retired(id_bytes) if value is None else self._open(key, value)
+        if last is None:
+            return  # never there; or lost, and named by verify()
+        end_us = 0 if value is None else last.transaction_us
+        first, stop = self._keys.history_range(id_bytes)
+        # What was current at that time, if anything was, is the first that may have ended after it.
+        until = self._keys.history(id_bytes, max(0, after_us)) + b"\0"
+        first, _ = next(self._reader.scan(first, until, reverse=True), (first, b""))
+        rows: Iterator[tuple[bytes, bytes] | None] = chain(self._reader.scan(first, stop), [None])
+        for row, following in pairwise(rows):
+            assert row is not None
+            document = self._open(*row)
+            ended_us = document.ended_us or (end_us if following is None else recorded_us(following[0]))
+            if ended_us > after_us:
+                yield Version(id_bytes, document, ended_us, last)
 
     def at(self, id_bytes: bytes, at_us: int) -> Version | None:
         """The version that was current at a time, None where there was none."""

@@ -5,17 +5,18 @@ What has expired is in no answer, whether or not it has been removed yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from copy import copy
 from datetime import datetime
 from heapq import merge
-from itertools import islice, repeat
+from itertools import islice, repeat, takewhile
 from operator import itemgetter
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from qilbee_core.episode import Episode
 from qilbee_core.errors import InvalidError
-from qilbee_core.ids import parse_id, us_of_datetime
+from qilbee_core.ids import format_id, parse_id, us_of_datetime
 from qilbee_core.keys import Space, place_of
 from qilbee_core.limits import LIMIT_MAX, check_flag, check_limit, check_moment, check_share
 from qilbee_core.memory.commit import Agent, Context
@@ -23,12 +24,16 @@ from qilbee_core.memory.document import MEMORY_TYPE_NUMBERS, EpisodeDocument
 from qilbee_core.memory.filters import ANY, EpisodeFilter
 from qilbee_core.memory.past import Past, Version
 from qilbee_core.memory.relevance import PINNED_ORDERS, STRENGTH_MIN, Order, relevance, vitality
+from qilbee_core.memory.room import Room, Unread
 from qilbee_core.memory.state import State, decode_state, first_state, has_expired
 
-__all__ = ["FRESH", "Found", "Ranked", "Reads"]
+__all__ = ["FRESH", "Found", "Ranked", "Reads", "checked_us"]
 
 FRESH = 0.99
 """What is as relevant as this gains too little from an access to be worth a write."""
+
+_PART_EPISODES = 16
+"""So many are read at once where there is not room for all."""
 
 
 class Found(NamedTuple):
@@ -63,12 +68,19 @@ class Reads:
         self._backend = context.backend
         self._records = context.records
         self.agent_id = self._agent.id
+        self._room: Room | None = None
+
+    def within(self, room: Room) -> Self:
+        """The same operations for one reading, which ends where ``room`` is full."""
+        its = copy(self)
+        its._room = room
+        return its
 
     def get(self, id: str, as_of: datetime | None = None) -> Episode | None:
         """The episode, or None."""
         id_bytes = parse_id(id)
         if as_of is not None:
-            return self._get_past([id_bytes], as_of)[0]
+            return next(self._each_past([id_bytes], checked_us(as_of)))
         value = self._agent.tail.values.get(id_bytes) or self._backend.get(self._keys.episode(id_bytes))
         if value is None:
             return None
@@ -86,15 +98,29 @@ class Reads:
         if len(ids) > LIMIT_MAX:
             raise InvalidError(f"{len(ids)} ids, the most is {LIMIT_MAX}", remedy="ask for them in parts")
         all_bytes = [parse_id(text) for text in ids]
-        if as_of is not None:
-            return self._get_past(all_bytes, as_of)
-        now_us = self._context.now_us()
-        values = self._backend.get_many([self._keys.episode(id_bytes) for id_bytes in all_bytes])
-        episodes = self._restore_all(zip(all_bytes, values, strict=True), all_bytes, now_us)
-        for episode in episodes:
-            if episode is not None and episode.relevance < FRESH:
-                self._accessed(episode)
+        at_us = None if as_of is None else checked_us(as_of)
+        episodes: list[Episode | None] = []
+        with closing(self._each(all_bytes, at_us)) as found:
+            for episode in found:
+                if episode is not None:
+                    if not self._takes(episode):
+                        break
+                    if at_us is None and episode.relevance < FRESH:
+                        self._accessed(episode)
+                episodes.append(episode)
         return episodes
+
+    def _each(self, ids: Sequence[bytes], at_us: int | None) -> Generator[Episode | None]:
+        """One answer for each id, in the order given; read in parts where there may not be room for all."""
+        if at_us is not None:
+            yield from self._each_past(ids, at_us)
+            return
+        part = len(ids) if self._room is None else _PART_EPISODES
+        now_us = self._context.now_us()
+        for start in range(0, len(ids), part or 1):
+            asked = ids[start : start + part]
+            values = self._backend.get_many([self._keys.episode(id_bytes) for id_bytes in asked])
+            yield from self._restore_all(zip(asked, values, strict=True), asked, now_us)
 
     def recent(
         self, limit: int, before: str | None, where: EpisodeFilter = ANY, as_of: datetime | None = None
@@ -104,15 +130,15 @@ class Reads:
         low, high = where.bounds(before, reverse=True)
         if as_of is not None:
             past = self._past_between(low, high, as_of, reverse=True)
-            return list(islice(filter(where.passes, past), limit))
-        if where == ANY:
+            return list(self._fitting(islice(filter(where.passes, past), limit)))
+        if where == ANY and (self._room is None or limit <= _PART_EPISODES):
             pairs = self._newest(limit, high)
             restored_all = self._restore_all(pairs, [pair[0] for pair in pairs], self._context.now_us())
             episodes = [episode for episode in restored_all if episode is not None]
             if len(episodes) == len(pairs):
-                return episodes
+                return list(self._fitting(episodes))
             # Some have expired: there may be others behind them.
-        return list(islice(filter(where.passes, self._scan(low, high, reverse=True)), limit))
+        return list(self._fitting(islice(filter(where.passes, self._scan(low, high, reverse=True)), limit)))
 
     def _newest(self, limit: int, before: bytes | None) -> list[tuple[bytes, bytes]]:
         context, agent = self._context, self._agent
@@ -148,7 +174,7 @@ class Reads:
             episodes = self._scan(low, high, reverse=reverse)
         else:
             episodes = self._past_between(low, high, as_of, reverse=reverse)
-        return filter(where.passes, episodes) if where.has_types else episodes
+        return self._fitting(filter(where.passes, episodes) if where.has_types else episodes)
 
     def recall(self, limit: int, min_relevance: float | None, where: EpisodeFilter) -> list[Episode]:
         """The most relevant now, those that are pinned first."""
@@ -170,21 +196,25 @@ class Reads:
     ) -> list[Episode]:
         now_us = self._context.now_us()
         low, high = where.bounds()
-        found: dict[bytes, Episode] = {}  # one that moves meanwhile may be met in two places
+        if self._room is not None:
+            self._room.begin()
+        found: dict[bytes, Episode | None] = {}  # one that moves meanwhile may be met in two places
         for ranked in self._ranked(orders, now_us, reverse=True):
             if min_relevance is not None and ranked.relevance < min_relevance:
                 break
-            if ranked.id_bytes < low or (high is not None and ranked.id_bytes >= high):
+            if ranked.id_bytes < low or (high is not None and ranked.id_bytes >= high) or ranked.id_bytes in found:
                 continue
             value = self._backend.get(self._keys.episode(ranked.id_bytes))
             if value is None:
                 continue
             episode = self._restore(ranked.id_bytes, value, self._state(ranked.id_bytes), now_us)
             if episode is not None and where.passes(episode):
-                found[ranked.id_bytes] = episode
+                found[ranked.id_bytes] = episode if self._takes(episode) else None
                 if len(found) == limit:
                     break
-        return list(found.values())
+        if self._room is not None:
+            self._room.left = [Unread(id=format_id(each)) for each, episode in found.items() if episode is None]
+        return [episode for episode in found.values() if episode is not None]
 
     def _ranked(self, orders: Sequence[Order], now_us: int, *, reverse: bool) -> Iterator[Ranked]:
         """The rows of several orders by relevance, lowest first; of equal ones those of the first order.
@@ -207,12 +237,13 @@ class Reads:
             agent.orders = context.stored_orders(agent)
         return agent.orders
 
-    def history(self, id: str) -> list[Episode]:
-        """Every version of an episode that has ended, oldest first."""
+    def history(self, id: str, after: datetime | None) -> list[Episode]:
+        """Every version of an episode that ended after a time, oldest first."""
         id_bytes, now_us = parse_id(id), self._context.now_us()
+        after_us = 0 if after is None else checked_us(after, "after")
         with self._past() as past:
-            versions = [self._restore_version(version, now_us) for version in past.versions(id_bytes)]
-        return [episode for episode in versions if episode is not None]
+            versions = (self._restore_version(version, now_us) for version in past.versions(id_bytes, after_us))
+            return list(self._fitting(episode for episode in versions if episode is not None))
 
     # --- the past
 
@@ -225,13 +256,13 @@ class Reads:
         finally:
             snapshot.close()
 
-    def _get_past(self, ids: Sequence[bytes], as_of: datetime) -> list[Episode | None]:
+    def _each_past(self, ids: Sequence[bytes], at_us: int) -> Iterator[Episode | None]:
         """One answer for each id, as it was."""
-        at_us = checked_us(as_of)
         until_us = max(at_us, self._context.now_us())
         with self._past() as past:
-            versions = [past.at(id_bytes, at_us) for id_bytes in ids]
-            return [None if version is None else self._restore_version(version, until_us) for version in versions]
+            for id_bytes in ids:
+                version = past.at(id_bytes, at_us)
+                yield None if version is None else self._restore_version(version, until_us)
 
     def _past_between(self, low: bytes, high: bytes | None, as_of: datetime, *, reverse: bool) -> Iterator[Episode]:
         """Episodes with ``low <= id < high``, as they were, one at a time."""
@@ -270,6 +301,14 @@ class Reads:
         return found
 
     # --- parts of the above
+
+    def _takes(self, episode: Episode) -> bool:
+        """Whether there is room for this one."""
+        return self._room is None or self._room.takes(episode)
+
+    def _fitting(self, episodes: Iterable[Episode]) -> Iterator[Episode]:
+        """Those that there is room for."""
+        return iter(episodes) if self._room is None else takewhile(self._room.takes, episodes)
 
     def _accessed(self, episode: Episode) -> None:
         """Note that a caller asked for this episode and got it, less than FRESH as it was."""
@@ -344,7 +383,7 @@ def pair_of(row: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
     return row[0][-16:], row[1]
 
 
-def checked_us(as_of: datetime) -> int:
-    """A time to look back to, in microseconds."""
-    check_moment(as_of, "as_of")
-    return us_of_datetime(as_of)
+def checked_us(moment: datetime, name: str = "as_of") -> int:
+    """A time in the past, in microseconds."""
+    check_moment(moment, name)
+    return us_of_datetime(moment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import datetime
 from functools import partial
 from math import isfinite
@@ -11,12 +12,13 @@ from typing import Protocol
 from qilbee_core.episode import Episode
 from qilbee_core.errors import InvalidError, NotFoundError, shown
 from qilbee_core.ids import format_id, parse_id
-from qilbee_core.limits import LIMIT_MAX, check_flag, check_limit, check_moment
+from qilbee_core.limits import LIMIT_MAX, check_flag, check_limit
 from qilbee_core.memory.embedding import Direction
 from qilbee_core.memory.filters import EpisodeFilter
 from qilbee_core.memory.found import SearchResult, SearchStatus
-from qilbee_core.memory.reads import FRESH
+from qilbee_core.memory.reads import FRESH, checked_us
 from qilbee_core.memory.retiring import Retiring
+from qilbee_core.memory.room import Unread
 from qilbee_core.search.analysis import ANALYSER_VERSION
 from qilbee_core.search.index import AgentIndex
 from qilbee_core.search.meaning import Meaning
@@ -160,15 +162,14 @@ class Searches(Retiring):
     ) -> list[tuple[Hit, Episode]]:
         """What answers a question as it is now; or what of it was known at a time, as it was."""
         if as_of is None:
-            return self._read(self._ask(lambda index: question(index, limit)), where)
-        check_moment(as_of, "as_of")
-        most = limit
+            return self._read(self._ask(lambda index: question(index, limit)), where, None)
+        at_us, most = checked_us(as_of), limit
         while True:
             hits = self._ask(partial(question, most=most))
-            past = zip(hits, self._get_past([hit.id_bytes for hit in hits], as_of), strict=True)
-            found = [(hit, episode) for hit, episode in past if episode is not None and where.passes(episode)]
-            if len(found) >= limit or len(hits) < most or most == LIMIT_MAX:
-                return found[:limit]
+            past = zip(hits, self._each_past([hit.id_bytes for hit in hits], at_us), strict=True)
+            known = [hit for hit, episode in past if episode is not None and where.passes(episode)]
+            if len(known) >= limit or len(hits) < most or most == LIMIT_MAX:
+                return self._read(known[:limit], where, at_us)
             most = min(4 * most, LIMIT_MAX)
 
     def _ask(self, question: Callable[[AgentIndex], list[Hit]]) -> list[Hit]:
@@ -178,19 +179,31 @@ class Searches(Retiring):
             )
         return self._indexing.ask(self._agent, question)
 
-    def _read(self, hits: Sequence[Hit], where: EpisodeFilter) -> list[tuple[Hit, Episode]]:
-        """The episodes of hits, as they are now; without those that went, or became of another type, meanwhile."""
-        ids = [hit.id_bytes for hit in hits]
-        values = self._backend.get_many([self._keys.episode(id_bytes) for id_bytes in ids])
-        now_us = self._context.now_us()
+    def _read(self, hits: Sequence[Hit], where: EpisodeFilter, at_us: int | None) -> list[tuple[Hit, Episode]]:
+        """The episodes of hits, without those that went, or became of another type, meanwhile."""
         found = []
-        for hit, value, state in zip(hits, values, self._states(ids), strict=False):
-            episode = None if value is None else self._restore(hit.id_bytes, value, state, now_us)
-            if episode is not None and where.passes(episode):
-                if episode.relevance < FRESH:
+        with closing(self._each([hit.id_bytes for hit in hits], at_us)) as episodes:
+            for number, (hit, episode) in enumerate(zip(hits, episodes, strict=True)):
+                if episode is None or not where.passes(episode):
+                    continue
+                if not self._takes(episode):
+                    assert self._room is not None
+                    self._room.left = list(map(_unread, hits[number:]))
+                    break
+                if at_us is None and episode.relevance < FRESH:
                     self._accessed(episode)
                 found.append((hit, episode))
         return found
+
+
+def _unread(hit: Hit) -> Unread:
+    return Unread(
+        id=format_id(hit.id_bytes),
+        score=hit.score,
+        keyword_score=hit.keyword_score,
+        semantic_score=hit.semantic_score,
+        explanation=dict(hit.parts),
+    )
 
 
 def check_query(query: object) -> None:

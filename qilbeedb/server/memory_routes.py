@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from datetime import datetime
-from typing import TypedDict
+from typing import TypedDict, cast
 
-from qilbee_core import Episode, InvalidError, MemoryType, NotFoundError, SearchResult, store_anew
+from msgspec import Raw, Struct
+
+from qilbee_core import (
+    AsyncAgentMemory,
+    Episode,
+    InvalidError,
+    MemoryType,
+    NotFoundError,
+    Room,
+    SearchResult,
+    read_within,
+    store_anew,
+)
 from qilbeedb.accounts import Permission
 from qilbeedb.exceptions import NotEnabledError
 from qilbeedb.server.route import Call, Reply, route
@@ -27,8 +39,10 @@ from qilbeedb.wire import (
     ForgetAnswer,
     ForgetBody,
     HistoryAnswer,
+    HistoryQuery,
     HybridBody,
     IdsBody,
+    LeftResult,
     Nothing,
     PinBody,
     PurgeAnswer,
@@ -50,6 +64,7 @@ from qilbeedb.wire import (
     UndoableAnswer,
     UndoAnswer,
     UpdateBody,
+    encode,
     moment_of,
     seconds_of,
 )
@@ -144,41 +159,65 @@ async def get_episode(call: Call[AsOfQuery]) -> EpisodeAnswer:
 
 async def get_episodes(call: Call[IdsBody]) -> EpisodesAnswer:
     """One answer for each id."""
-    found = await call.memory.get_episodes(call.body.ids, as_of=_as_of(call.body))
-    return EpisodesAnswer(episodes=[None if episode is None else EpisodeAnswer.of(episode) for episode in found])
+    room, memory = _room(call)
+    ids = call.body.ids
+    found = await memory.get_episodes(ids, as_of=_as_of(call.body))
+    taken = iter(_taken(room))
+    episodes = [None if episode is None else next(taken) for episode in found]
+    return EpisodesAnswer(episodes=episodes, left=ids[len(found) :])
 
 
 async def get_recent(call: Call[RecentQuery]) -> EpisodesAnswer:
     """The newest, newest first."""
     query = call.body
-    episodes = await call.memory.get_recent_episodes(
+    room, memory = _room(call)
+    episodes = await memory.get_recent_episodes(
         query.limit, before=query.before, as_of=_as_of(query), **_filters(query)
     )
-    return _page(episodes, episodes[-1].id if len(episodes) == query.limit else None)
+    has_more = room.is_full or len(episodes) == query.limit
+    return EpisodesAnswer(episodes=_taken(room), next_cursor=episodes[-1].id if has_more else None)
 
 
 async def list_episodes(call: Call[EpisodesQuery]) -> EpisodesAnswer:
     """All of a time, page by page."""
     query = call.body
-    found: list[Episode] = []
-    found_all = call.memory.episodes(after=query.cursor, reverse=query.reverse, as_of=_as_of(query), **_filters(query))
-    async with aclosing(found_all) as episodes:  # type: ignore[type-var]
-        async for episode in episodes:
-            if len(found) == query.limit:
-                return _page(found, found[-1].id)
-            found.append(episode)
-    return _page(found, None)
+    room, memory = _room(call, episodes_max=query.limit)
+    found = memory.episodes(after=query.cursor, reverse=query.reverse, as_of=_as_of(query), **_filters(query))
+    async with aclosing(found) as episodes:  # type: ignore[type-var]
+        ids = [episode.id async for episode in episodes]
+    return EpisodesAnswer(episodes=_taken(room), next_cursor=ids[-1] if room.is_full else None)
 
 
 async def recall(call: Call[RecallBody]) -> EpisodesAnswer:
     """The most relevant, most relevant first."""
     body = call.body
-    return _page(await call.memory.recall(body.limit, min_relevance=body.min_relevance, **_filters(body)), None)
+    room, memory = _room(call)
+    await memory.recall(body.limit, min_relevance=body.min_relevance, **_filters(body))
+    return EpisodesAnswer(episodes=_taken(room), left=[unread.id for unread in room.left])
 
 
-async def history(call: Call[Nothing]) -> HistoryAnswer:
+async def history(call: Call[HistoryQuery]) -> HistoryAnswer:
     """The versions that updates replaced."""
-    return HistoryAnswer(episodes=_all(await call.memory.history(call.parameters["id"])))
+    room, memory = _room(call)
+    after = call.body.after
+    await memory.history(call.parameters["id"], after=None if after is None else moment_of(after, "after"))
+    return HistoryAnswer(episodes=_taken(room), has_more=room.is_full)
+
+
+def _room(call: Call[Struct], *, episodes_max: int | None = None, times: int = 1) -> tuple[Room, AsyncAgentMemory]:
+    """Room for the episodes of an answer, that has each so many times, and the memory to read them from."""
+    bytes_max = call.services.settings.server.answer_bytes_max // times
+    room = Room(bytes_max, _encoded, episodes_max=episodes_max)
+    return room, read_within(call.memory, room)
+
+
+def _encoded(episode: Episode) -> bytes:
+    return encode(EpisodeAnswer.of(episode))
+
+
+def _taken(room: Room) -> list[EpisodeAnswer]:
+    """The episodes of an answer, encoded once: when it was seen whether there is room for them."""
+    return cast("list[EpisodeAnswer]", list(map(Raw, room.taken)))
 
 
 class _Filters(TypedDict):
@@ -203,14 +242,6 @@ def _as_of(
     return None if query.as_of is None else moment_of(query.as_of, "asOf")
 
 
-def _all(episodes: Iterable[Episode]) -> list[EpisodeAnswer]:
-    return [EpisodeAnswer.of(episode) for episode in episodes]
-
-
-def _page(episodes: Iterable[Episode], next_cursor: str | None) -> EpisodesAnswer:
-    return EpisodesAnswer(episodes=_all(episodes), next_cursor=next_cursor)
-
-
 def _not_there(call: Call[AsOfQuery] | Call[EraseQuery] | Call[Nothing]) -> NotFoundError:
     return NotFoundError(f"agent {call.memory.agent_id!r} has no episode {call.parameters['id']}")
 
@@ -221,47 +252,49 @@ def _not_there(call: Call[AsOfQuery] | Call[EraseQuery] | Call[Nothing]) -> NotF
 async def search(call: Call[SearchBody]) -> SearchAnswer:
     """By words."""
     _check_search(call)
-    body, memory = call.body, call.memory
+    body = call.body
+    room, memory = _room(call, times=2 if body.explain else 1)
     where, as_of = _filters(body), _as_of(body)
     if not body.explain:
-        return SearchAnswer(episodes=_all(await memory.search_episodes(body.query, body.limit, as_of=as_of, **where)))
+        await memory.search_episodes(body.query, body.limit, as_of=as_of, **where)
+        return SearchAnswer(episodes=_taken(room), left=_left(room, explain=False))
     # Without any share of meaning it is the same search, and says why.
     found = await memory.hybrid_search(body.query, body.limit, 0, explain=True, as_of=as_of, **where)
-    results = _results(found).results
-    return SearchAnswer(episodes=[result.episode for result in results], results=results)
+    its = _results(found, room, explain=True)
+    return SearchAnswer(episodes=[result.episode for result in its.results], results=its.results, left=its.left)
 
 
 async def semantic_search(call: Call[SemanticBody]) -> ResultsAnswer:
     """By meaning."""
     _check_search(call)
     body = call.body
-    return _results(
-        await call.memory.semantic_search(
-            body.query, body.limit, body.min_score, explain=body.explain, as_of=_as_of(body), **_filters(body)
-        )
+    room, memory = _room(call)
+    found = await memory.semantic_search(
+        body.query, body.limit, body.min_score, explain=body.explain, as_of=_as_of(body), **_filters(body)
     )
+    return _results(found, room, explain=body.explain)
 
 
 async def hybrid_search(call: Call[HybridBody]) -> ResultsAnswer:
     """By both."""
     _check_search(call)
     body = call.body
-    return _results(
-        await call.memory.hybrid_search(
-            body.query, body.limit, body.semantic_weight, explain=body.explain, as_of=_as_of(body), **_filters(body)
-        )
+    room, memory = _room(call)
+    found = await memory.hybrid_search(
+        body.query, body.limit, body.semantic_weight, explain=body.explain, as_of=_as_of(body), **_filters(body)
     )
+    return _results(found, room, explain=body.explain)
 
 
 async def find_similar(call: Call[SimilarQuery]) -> ResultsAnswer:
     """What is like an episode."""
     _check_search(call)
     query = call.body
-    return _results(
-        await call.memory.find_similar_episodes(
-            call.parameters["id"], query.limit, explain=query.explain, as_of=_as_of(query), **_filters(query)
-        )
+    room, memory = _room(call)
+    found = await memory.find_similar_episodes(
+        call.parameters["id"], query.limit, explain=query.explain, as_of=_as_of(query), **_filters(query)
     )
+    return _results(found, room, explain=query.explain)
 
 
 async def search_status(call: Call[Nothing]) -> SearchStatusAnswer:
@@ -287,18 +320,32 @@ def _check_search(call: Call[SearchBody] | Call[SemanticBody] | Call[HybridBody]
         raise NotEnabledError("search is not enabled on this server")
 
 
-def _results(results: Sequence[SearchResult]) -> ResultsAnswer:
+def _results(results: Sequence[SearchResult], room: Room, *, explain: bool) -> ResultsAnswer:
     return ResultsAnswer(
         results=[
             Result(
-                episode=EpisodeAnswer.of(result.episode),
+                episode=episode,
                 score=result.score,
                 keyword_score=result.keyword_score,
                 semantic_score=result.semantic_score,
                 explanation=None if result.explanation is None else dict(result.explanation),
             )
-            for result in results
-        ]
+            for result, episode in zip(results, _taken(room), strict=True)
+        ],
+        left=_left(room, explain=explain),
+    )
+
+
+def _left(room: Room, *, explain: bool) -> tuple[LeftResult, ...]:
+    return tuple(
+        LeftResult(
+            episode_id=unread.id,
+            score=unread.score,
+            keyword_score=unread.keyword_score,
+            semantic_score=unread.semantic_score,
+            explanation=dict(unread.explanation or {}) if explain else None,
+        )
+        for unread in room.left
     )
 
 
@@ -359,7 +406,7 @@ async def consolidate(call: Call[ConsolidateBody]) -> ConsolidationAnswer:
         consolidation_id=its.consolidation_id,
         policy=its.policy,
         offered=its.offered,
-        created=_all(its.created),
+        created=[EpisodeAnswer.of(episode) for episode in its.created],
         superseded=dict(its.superseded),
         forgotten=its.forgotten,
         dropped=dict(its.dropped),
@@ -457,7 +504,7 @@ MEMORY_ROUTES = (
         _P.READ,
         history,
         "Earlier versions of an episode",
-        Nothing,
+        HistoryQuery,
         HistoryAnswer,
         slow=True,
     ),

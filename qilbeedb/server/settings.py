@@ -39,6 +39,9 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         | None
     ) = None
     body_bytes_max: Annotated[int, Meta(ge=1 << 10, le=64 << 20, description="Largest body of a request.")] = 2 << 20
+    answer_bytes_max: Annotated[
+        int, Meta(ge=1 << 10, le=1 << 30, description="Most bytes of episodes in an answer; the first is in any case.")
+    ] = 16 << 20
     receive_timeout_s: Annotated[
         float, Meta(ge=0.1, le=3600, description="How long headers, and then a body, may take to come in.")
     ] = 30

@@ -14,7 +14,7 @@ from qilbeedb.memory import AgentMemory, AsyncAgentMemory
 
 from .serving import PASSWORD, Server
 
-PLACES = ["embedded", "embedded-async", "remote", "remote-async"]
+PLACES = ["embedded", "embedded-async", "remote", "remote-async", "remote-bit-by-bit", "remote-bit-by-bit-async"]
 _numbers = count()
 
 
@@ -23,6 +23,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests of a module, with everything as by default."""
     pytest.importorskip("uvicorn")
     with Server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server_of_small_answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same, but that an answer has room for a few episodes at most, and mostly for one."""
+    pytest.importorskip("uvicorn")
+    with Server(tmp_path_factory.mktemp("small"), tables={"server": {"answer_bytes_max": 1024}}) as server:
         yield server
 
 
@@ -41,7 +49,8 @@ def database(
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("QILBEE_SEARCH_INDEXING")
         if place.startswith("remote"):
-            target = request.getfixturevalue("server").url
+            name = "server_of_small_answers" if "bit-by-bit" in place else "server"
+            target = request.getfixturevalue(name).url
         else:
             target = str(tmp_path_factory.mktemp("embedded") / "data")
         if place.endswith("async"):

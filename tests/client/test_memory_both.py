@@ -18,9 +18,9 @@ from qilbeedb import QilbeeDB
 from qilbeedb.exceptions import ConflictError, InvalidError, NotFoundError, QilbeeError
 from qilbeedb.memory import AgentMemory, Episode
 
-pytestmark = pytest.mark.parametrize(
-    "place", ["embedded", "embedded-async", "remote", "remote-async"], indirect=True, scope="module"
-)
+from .conftest import PLACES
+
+pytestmark = pytest.mark.parametrize("place", PLACES, indirect=True, scope="module")
 
 MONDAY = datetime(2026, 3, 2, 9, tzinfo=UTC)
 UNKNOWN_ID = Episode.observation("nobody", "never stored").id

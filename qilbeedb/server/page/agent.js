@@ -2,7 +2,7 @@
 
 import { chart, counted } from "./chart.js";
 import { address, list } from "./episodes.js";
-import { ask, path } from "./server.js";
+import { allResults, ask, path } from "./server.js";
 import { bytes, el, ended, facts, fill, foreign, number, percent, plural, refusal, say, time } from "./show.js";
 
 const PAGE = 20;
@@ -146,7 +146,8 @@ const ROUTES = { keyword: "search", semantic: "semantic-search", hybrid: "hybrid
 
 async function search(id, query, mode, asked, signal) {
   const body = { query, limit: FOUND_MAX, explain: true, episodeType: typeOf(asked), ...filters(asked) };
-  return (await ask("POST", path`/memory/${id}/episodes/${ROUTES[mode]}`, { body, signal })).results;
+  const answer = await ask("POST", path`/memory/${id}/episodes/${ROUTES[mode]}`, { body, signal });
+  return allResults(id, answer, { asOf: body.asOf, signal });
 }
 
 const typeOf = (asked) => asked.get("type")?.trim() || undefined;

@@ -1,7 +1,7 @@
 // One episode: what it says, whether it would survive a power cut, what it was before, and what is like it.
 
 import { address, content, list, title } from "./episodes.js";
-import { ask, askDurability, path } from "./server.js";
+import { allResults, ask, askDurability, path } from "./server.js";
 import { duration, el, ended, exactTime, facts, fill, foreign, percent, say, time } from "./show.js";
 
 const AGAIN_MS = 1000;
@@ -106,7 +106,8 @@ async function watch(place, storedS, signal) {
 }
 
 async function like(agent, id, signal) {
-  const { results } = await ask("GET", path`/memory/${agent}/episodes/${id}/similar`, { query: { limit: 10, explain: "true" }, signal });
+  const answer = await ask("GET", path`/memory/${agent}/episodes/${id}/similar`, { query: { limit: 10, explain: "true" }, signal });
+  const results = await allResults(agent, answer, { signal });
   say(`${results.length} found`);
   return results.length ? list(results) : el("p", { class: "empty" }, "Nothing is like it.");
 }

@@ -43,6 +43,18 @@ export async function ask(method, path, { query, body, signal } = {}) {
   return (await request(method, path, { query, body, signal })).json();
 }
 
+/** All that a search found: what its answer had no room for is asked for by its ids. */
+export async function allResults(agent, { results, left = [] }, { asOf, signal }) {
+  const all = [...results];
+  for (let rest = left; rest.length;) {
+    const body = { ids: rest.map(({ episodeId }) => episodeId), asOf };
+    const { episodes } = await ask("POST", path`/memory/${agent}/episodes/get`, { body, signal });
+    episodes.forEach((episode, place) => episode && all.push({ ...rest[place], episode }));
+    rest = rest.slice(episodes.length);
+  }
+  return all;
+}
+
 /** What the store says about durability, and the server's clock: for each reader, not for administrators alone. */
 export async function askDurability(signal) {
   const answer = await request("GET", "/metrics", { signal });
