@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -21,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shared.embedders import HashesPlugin, plugins_with
+from shared.killed_copy import killed_copy
 from typer.testing import CliRunner
 
 from qilbee_core import (
@@ -57,6 +57,10 @@ from qilbee_core.watermark import WATERMARK_NAME, Watermark
 
 pytestmark = pytest.mark.usefixtures("search_as_by_default")
 
+WRITERS = {
+    "leveldb": "qilbee_core.backends.leveldb:LevelDBBackend",
+    "rocksdb": "qilbee_core.backends.rocksdb:RocksDBBackend",
+}
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*/*.tar.gz"))
 PACKAGES = {"rocksdb": "rocksdict", "leveldb": "plyvel"}
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -437,42 +441,6 @@ def test_nothing_is_copied_twice(source: Path, target: Path, monkeypatch: pytest
     assert len(written) == len(set(written)) == report.rows
 
 
-KILLER = """
-import importlib, os, signal, sys
-import qilbee_core.copying
-
-source, target, number, after, name = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "after", sys.argv[5]
-qilbee_core.copying._BATCH_ROWS = 100
-module = importlib.import_module(f"qilbee_core.backends.{name}")
-engine = getattr(module, {"leveldb": "LevelDBBackend", "rocksdb": "RocksDBBackend"}[name])
-count, write = 0, engine.write
-
-def killing(backend, batch):
-    global count
-    count += 1
-    if count == number and not after:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(backend, batch)
-    if count == number:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-engine.write = killing
-print(qilbee_core.copying.copy_store(source, target, backend=name).copied)
-"""
-
-
-def run_killer(
-    source: Path, target: Path, number: int, moment: str, engine: str = "rocksdb"
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLER), source, target, str(number), moment, engine],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 def test_killed_again_and_again_it_is_refused_until_it_is_complete_and_then_equal(
     tmp_path: Path, target: Path, engine: str
 ) -> None:
@@ -481,7 +449,8 @@ def test_killed_again_and_again_it_is_refused_until_it_is_complete_and_then_equa
         fill(store, 400)
     kills = 0
     for number in range(3, 1000):
-        done = run_killer(source, target, number, ("before", "after")[number % 2], engine)
+        moment = ("before", "after")[number % 2]
+        done = killed_copy(source, target, WRITERS[engine], batch_rows=100, write=number, moment=moment)
         if done.returncode == 0:
             break
         assert done.returncode == -signal.SIGKILL, done.stderr
@@ -497,7 +466,7 @@ def test_killed_at_the_last_write_it_is_no_store_or_the_whole(
 ) -> None:
     monkeypatch.setattr(copying_module, "_BATCH_ROWS", 100)
     last = len(watched_writes(monkeypatch, lambda: copy_store(source, tmp_path / "whole")))
-    done = run_killer(source, target, last, moment)
+    done = killed_copy(source, target, WRITERS["rocksdb"], batch_rows=100, write=last, moment=moment)
     assert done.returncode == -signal.SIGKILL, done.stderr
     if moment == "before":
         assert_refused(target, source)

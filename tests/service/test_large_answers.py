@@ -24,7 +24,7 @@ QUESTION = {"query": "heron", "limit": 1000}
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     directory: Path = tmp_path_factory.mktemp("served") / "data"
-    tables = {
+    tables: dict[str, dict[str, object]] = {
         "storage": {"data_path": str(directory)},
         "search": {"indexing": "background"},
         "server": {"answer_bytes_max": BYTES_MAX},
@@ -70,8 +70,8 @@ def test_an_answer_ends_where_it_would_be_too_large_and_says_so(
                 f"{AGENT}/episodes/{ids[0]}", json={"content": {"observation": f"heron {'y' * 4000} {number}"}}
             )
     given = {"ids": ids} if given is None else given
-    send = {"params": given} if method == "GET" else {"json": given}
-    answer = served.client.request(method, path.format(agent="large", id=ids[0]), **send)
+    query, body = (given, None) if method == "GET" else (None, given)
+    answer = served.client.request(method, path.format(agent="large", id=ids[0]), params=query, json=body)
     told = answer.json()
     assert answer.status_code == 200, told
     assert len(answer.content) <= BYTES_MAX + HEAD_BYTES

@@ -19,6 +19,7 @@ import psycopg
 import pytest
 from postgres_server import Server, fresh_url, needs_postgres
 from qilbee_postgres.backend import PostgresBackend
+from shared.killed_copy import killed_copy
 from typer.testing import CliRunner
 
 from qilbee_core import (
@@ -207,30 +208,6 @@ def test_of_a_store_that_others_write_to_an_instant_is_copied(url: str, tmp_path
 
 # --- interrupted
 
-KILLER = """
-import os, signal, sys
-import qilbee_core.copying
-from qilbee_postgres.backend import PostgresBackend
-from qilbee_core.backends.rocksdb import RocksDBBackend
-
-source, target, number, after = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "after"
-qilbee_core.copying._BATCH_ROWS = 60
-engine = PostgresBackend if "://" in target else RocksDBBackend
-count, write = 0, engine.write
-
-def killing(backend, batch):
-    global count
-    count += 1
-    if count == number and not after:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(backend, batch)
-    if count == number:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-engine.write = killing
-print(qilbee_core.copying.copy_store(source, target).copied)
-"""
-
 
 @pytest.mark.parametrize("direction", ["to", "from"])
 def test_killed_again_and_again_it_is_refused_until_it_is_complete(
@@ -238,18 +215,14 @@ def test_killed_again_and_again_it_is_refused_until_it_is_complete(
 ) -> None:
     expected = read(source)
     origin, target = str(source), url
+    writer = "qilbee_postgres.backend:PostgresBackend"
     if direction == "from":
         copy_store(source, url)
-        origin, target = url, str(tmp_path / "back")
+        origin, target, writer = url, str(tmp_path / "back"), "qilbee_core.backends.rocksdb:RocksDBBackend"
     kills = 0
     for number in range(2, 1000):
-        done = subprocess.run(
-            [sys.executable, "-c", KILLER, origin, target, str(number), ("before", "after")[number % 2]],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
+        moment = ("before", "after")[number % 2]
+        done = killed_copy(origin, target, writer, batch_rows=60, write=number, moment=moment)
         if done.returncode == 0:
             break
         assert done.returncode == -signal.SIGKILL, done.stderr
