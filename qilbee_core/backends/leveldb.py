@@ -5,7 +5,7 @@ What the engine or its binding does not do by itself, and what is done about it 
 - Checksums are not verified on reads unless asked for: always asked for.
 - A scan over a damaged block may end silently, and a reverse scan of exactly its first key finds nothing
   (``plyvel.Iterator``): only the raw iterator is used, which reports its status at every step.
-- A snapshot can bring back what was deleted: :class:`_View` is one without LevelDB's help.
+- A snapshot can bring back what was deleted: :mod:`qilbee_core.backends._leveldb_views` has one without LevelDB's help.
 - Closing the database while another thread is inside crashes the process: calls in flight are counted.
 - ``sync=True`` makes the current log durable but not the one before it, which a full memtable may have
   left behind: :meth:`LevelDBBackend.sync` syncs every log itself. What a power cut leaves of logs that were
@@ -26,10 +26,9 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import plyvel  # type: ignore[import-untyped]
 
@@ -48,9 +47,9 @@ from qilbee_core.backends._leveldb_binding import (
     marked,
     our_error,
     seek_below,
-    value_at,
 )
 from qilbee_core.backends._leveldb_logs import Logs, cut, examine, first_sequence, locked, logs_in
+from qilbee_core.backends._leveldb_views import LevelDBSnapshot, Row, View, rows_of
 from qilbee_core.batch import Put, WriteBatch
 from qilbee_core.directory import DirectoryLock, check_writable, fsync_directory
 from qilbee_core.errors import (
@@ -86,7 +85,6 @@ _DEFAULTS = {"write_buffer_bytes": 16 << 20, "block_bytes": 4 << 10}
 _fork_guard = ForkGuard("LevelDB")
 _NATIVE_CODECS = frozenset({"snappy"})
 _BLOOM_BITS_PER_KEY = 10
-_CHUNK_BYTES_MAX = 64 << 10
 # What opening a database writes besides the pairs of its logs, with room to spare.
 _SPARE_BYTES = 256 << 10
 # A full memtable becomes a table of level 0, 1 or 2: the highest level that overlaps nothing below it.
@@ -94,21 +92,6 @@ _LEVELS_OF_NEW_TABLES = 3
 _LEVEL_0_FILES_MAX = 12  # LevelDB then lets every write wait
 _VIEW_CHECKS = 20
 _VIEW_CHECK_INTERVAL_S = 0.05
-
-
-Row = tuple[bytes, bytes]
-
-
-class _View(NamedTuple):
-    """One instant of the database: an iterator.
-
-    A snapshot of LevelDB's own would make compactions keep several versions of a key. Where the border of
-    two tables falls between a deletion and what it deletes, a later compaction drops the one without the
-    other, and what was deleted is there again. An iterator has no part in what compactions keep.
-    """
-
-    database: Database
-    cursor: Cursor
 
 
 class LevelDBBackend(
@@ -354,51 +337,28 @@ class LevelDBBackend(
 
     def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False) -> Iterator[Row]:
         """The pairs of the range as they are now."""
-        return self._rows(self._view(), *bounds(start, stop), reverse)
+        return rows_of(self, self._view(), *bounds(start, stop), reverse)
 
     def snapshot(self) -> LevelDBSnapshot:
         """This instant, to read from while writes go on."""
         return LevelDBSnapshot(self, self._view())
 
-    def _view(self) -> _View:
+    def _view(self) -> View:
         if self._views_wait:
             with self._view_lock:
                 pass
         database = self._enter()
         try:
-            return _View(database, database.raw_iterator(verify_checksums=True))
+            return View(database, database.raw_iterator(verify_checksums=True))
         finally:
             self._calls.pop()
 
-    def _enter_view(self, view: _View) -> Cursor:
+    def _enter_view(self, view: View) -> Cursor:
         """The cursor of ``view``, for a call that is now counted as inside the database."""
         if self._enter() is not view.database:
             self._calls.pop()
             raise StoreClosedError(f"{self._path} was reopened after this view of it was made", remedy="make another")
         return view.cursor
-
-    def _rows(self, view: _View, start: bytes, stop: bytes, reverse: bool) -> Iterator[Row]:
-        """The pairs of a range of LevelDB's keys."""
-        calls, cursor = self._calls, view.cursor
-        move: Callable[[], None] = partial(seek_below, cursor, stop) if reverse else partial(cursor.seek, start)
-        while True:
-            calls.append(None)
-            if self._database is not view.database:
-                calls.pop()
-                self._enter_view(view)
-            try:
-                move()
-                key, value = cursor.item()
-            except plyvel.IteratorInvalidError:
-                return
-            except plyvel.Error as error:
-                raise our_error(error) from error
-            finally:
-                calls.pop()
-            if key < start if reverse else key >= stop:
-                return
-            yield key[1:], value
-            move = cursor.prev if reverse else cursor.next
 
     # Writing
 
@@ -657,77 +617,6 @@ class LevelDBBackend(
             f"a snapshot or a scan of {self._path} is open and keeps what was deleted",
             remedy="close it, then erase again",
         )
-
-
-class LevelDBSnapshot:
-    """One instant of a :class:`LevelDBBackend`: an iterator at which readers take turns.
-
-    Once it has met a damaged block, all its reads say so.
-    """
-
-    def __init__(self, backend: LevelDBBackend, view: _View) -> None:
-        self._backend = backend
-        self._view: _View | None = view
-        self._lock = threading.Lock()
-
-    def get(self, key: bytes) -> bytes | None:
-        """The value under ``key`` at that instant, or None."""
-        return self.get_many([key])[0]
-
-    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """One answer for each key, in the order given."""
-        self._check_open()
-        with self._lock:
-            # Only now a call in flight: one that waited for the lock would be waited for by whoever reopens.
-            cursor = self._backend._enter_view(self._open_view())
-            try:
-                return [value_at(cursor, KEY + key) for key in keys]
-            except plyvel.Error as error:
-                raise our_error(error) from error
-            finally:
-                self._backend._calls.pop()
-
-    def scan(self, start: bytes = b"", stop: bytes | None = None, *, reverse: bool = False) -> Iterator[Row]:
-        """The pairs of the range at that instant."""
-        self._check_open()
-        return self._rows(*bounds(start, stop), reverse)
-
-    def _rows(self, start: bytes, stop: bytes, reverse: bool) -> Iterator[Row]:
-        # Each turn reads a few rows and seeks anew, so that scans side by side need not know of each other.
-        size_max = 1
-        more = True
-        while more:
-            chunk: list[Row] = []
-            more, size = False, 0
-            self._check_open()
-            with self._lock:
-                for row in self._backend._rows(self._open_view(), start, stop, reverse):
-                    chunk.append(row)
-                    size += len(row[0]) + len(row[1])
-                    if more := size >= size_max:
-                        break
-            for row in chunk:
-                self._check_open()
-                yield row
-            if more:
-                last = KEY + chunk[-1][0]
-                start, stop = (start, last) if reverse else (last + b"\0", stop)
-                size_max = min(8 * size_max, _CHUNK_BYTES_MAX)
-
-    def _check_open(self) -> None:
-        """Raise if closed. Comes before the lock, which in a forked child nobody may be left to release."""
-        self._backend._enter_view(self._open_view())
-        self._backend._calls.pop()
-
-    def _open_view(self) -> _View:
-        view = self._view
-        if view is None:
-            raise StoreClosedError("the snapshot is closed", remedy="take another one")
-        return view
-
-    def close(self) -> None:
-        """Let go of the instant. Idempotent."""
-        self._view = None
 
 
 def _settings_of(options: BackendOptions) -> dict[str, object]:
