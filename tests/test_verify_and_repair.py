@@ -30,7 +30,7 @@ from qilbee_core import (
 from qilbee_core.envelope import frame, unframe
 from qilbee_core.ids import draw_id, parse_id
 from qilbee_core.keys import AgentKeys, Space, catalog_key, range_of
-from qilbee_core.memory import commit, repair
+from qilbee_core.memory import commit, repair, resident
 from qilbee_core.memory.document import EpisodeDocument
 from qilbee_core.memory.head import Head
 from qilbee_core.memory.log import ChangeKind, change_payload, parse_change
@@ -748,7 +748,8 @@ def test_a_store_of_three_agents_with_500_episodes_each_is_clean(tmp_path: Path,
 def test_a_store_is_clean_after_every_single_write_even_while_the_log_is_trimmed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit, "CHANGES_KEPT", 70)
+    for module in (commit, resident):
+        monkeypatch.setattr(module, "CHANGES_KEPT", 70)
     with open_store(tmp_path / "data", durability="async") as store:
         memory = store.agent_memory("bot")
         for number in range(230):

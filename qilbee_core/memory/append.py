@@ -12,9 +12,10 @@ from qilbee_core.batch import Put, WriteBatch
 from qilbee_core.episode import Episode
 from qilbee_core.errors import WriteStallError
 from qilbee_core.limits import SURELY_FITTING_BYTES
-from qilbee_core.memory.commit import STORES_AHEAD_MAX, Agent, Context
+from qilbee_core.memory.commit import Context
 from qilbee_core.memory.document import usual_fields
 from qilbee_core.memory.log import store_entry
+from qilbee_core.memory.resident import STORES_AHEAD_MAX, Agent
 
 __all__ = ["append"]
 

@@ -21,7 +21,8 @@ from msgspec import Struct
 from qilbee_core.errors import QilbeeError, StoreClosedError
 from qilbee_core.interfaces import SupportsCompaction
 from qilbee_core.keys import AgentKeys, Space
-from qilbee_core.memory.commit import Agent, Context
+from qilbee_core.memory.commit import Context
+from qilbee_core.memory.resident import Agent
 
 __all__ = ["FREED_BYTES_MIN", "Compaction", "CompactionFigures"]
 

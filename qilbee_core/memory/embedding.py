@@ -35,9 +35,10 @@ from qilbee_core.errors import (
     StoreClosedError,
 )
 from qilbee_core.keys import AgentKeys, Space, parse, range_of
-from qilbee_core.memory.commit import Agent, Context
+from qilbee_core.memory.commit import Context
 from qilbee_core.memory.document import EpisodeDocument
 from qilbee_core.memory.encoder import Encoder
+from qilbee_core.memory.resident import Agent
 from qilbee_core.memory.terms import NO_ID, Cursor, cursor_key, decode_cursor
 from qilbee_core.memory.vectors import (
     VectorCursor,

@@ -19,10 +19,11 @@ from msgspec.structs import replace
 from qilbee_core.batch import DeleteRange, Expect, Operation, Put, WriteBatch
 from qilbee_core.errors import CorruptRecordError, DataError, ProviderNotFoundError
 from qilbee_core.keys import AgentKeys, Space
-from qilbee_core.memory.commit import Agent, Context, Position
+from qilbee_core.memory.commit import Context
 from qilbee_core.memory.document import EpisodeDocument
 from qilbee_core.memory.head import Head
 from qilbee_core.memory.log import ChangeKind, parse_change
+from qilbee_core.memory.resident import Agent, Position
 from qilbee_core.memory.terms import NO_ID, Cursor, cursor_key, decode_cursor, row_key, row_of_document, seal_row
 from qilbee_core.search.analysis import analyser
 from qilbee_core.search.rows import Row

@@ -10,8 +10,9 @@ from itertools import islice
 
 from qilbee_core.errors import DataError, StorageError
 from qilbee_core.keys import Space
-from qilbee_core.memory.commit import Agent, Context, Position
+from qilbee_core.memory.commit import Context
 from qilbee_core.memory.following import Followed, Made, Rows
+from qilbee_core.memory.resident import Agent, Position
 from qilbee_core.memory.terms import cursor_key, open_row
 from qilbee_core.search.analysis import ANALYSER_VERSION
 from qilbee_core.search.index import AgentIndex

@@ -22,11 +22,12 @@ from msgspec import Struct
 
 from qilbee_core.errors import ConflictError, DataError, QilbeeError, StorageError, StoreClosedError
 from qilbee_core.keys import AgentKeys, Space, parse, range_of
-from qilbee_core.memory.commit import Agent, Context, Position
+from qilbee_core.memory.commit import Context
 from qilbee_core.memory.embedding import Embedding
 from qilbee_core.memory.encoder import Encoder
 from qilbee_core.memory.following import PAUSE_S, Made, Rows
 from qilbee_core.memory.indexes import AgentSearch, Indexes
+from qilbee_core.memory.resident import Agent, Position
 from qilbee_core.search.index import AgentIndex
 
 __all__ = ["PENDING_MAX", "Indexing", "Pending"]

@@ -23,12 +23,13 @@ from qilbee_core.errors import DataError, InvalidError, ProviderNotFoundError, Q
 from qilbee_core.ids import datetime_of_us, event_us_of, format_id, parse_id
 from qilbee_core.keys import Space
 from qilbee_core.limits import check_flag, check_most, check_share
-from qilbee_core.memory.commit import Ends, Touched
+from qilbee_core.memory.commit import Touched
 from qilbee_core.memory.consolidation import Consolidations
 from qilbee_core.memory.head import Head
 from qilbee_core.memory.log import ChangeKind
 from qilbee_core.memory.reads import Found, Ranked
 from qilbee_core.memory.relevance import PINNED_ORDERS, average, reinforced, relevance, vitality
+from qilbee_core.memory.resident import Ends
 from qilbee_core.memory.state import State, first_state, standing
 from qilbee_core.memory.statistics import ForgetReceipt, MemoryStatistics
 from qilbee_core.memory.writes import REMOVED_AT_ONCE_MAX, BatchTooLargeError

@@ -19,11 +19,12 @@ from qilbee_core.errors import InvalidError
 from qilbee_core.ids import format_id, parse_id, us_of_datetime
 from qilbee_core.keys import Space, place_of
 from qilbee_core.limits import LIMIT_MAX, check_flag, check_limit, check_moment, check_share
-from qilbee_core.memory.commit import Agent, Context
+from qilbee_core.memory.commit import Context
 from qilbee_core.memory.document import MEMORY_TYPE_NUMBERS, EpisodeDocument
 from qilbee_core.memory.filters import ANY, EpisodeFilter
 from qilbee_core.memory.past import Past, Version
 from qilbee_core.memory.relevance import PINNED_ORDERS, STRENGTH_MIN, Order, relevance, vitality
+from qilbee_core.memory.resident import Agent
 from qilbee_core.memory.room import Room, Unread
 from qilbee_core.memory.state import State, decode_state, first_state, has_expired
 

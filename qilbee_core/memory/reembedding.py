@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 
 from qilbee_core.catalog import Vectors
 from qilbee_core.errors import ConflictError, PluginError
-from qilbee_core.memory.commit import Agent, Context
+from qilbee_core.memory.commit import Context
 from qilbee_core.memory.embedding import TEXTS_MAX, Embedding
 from qilbee_core.memory.encoder import Encoder
+from qilbee_core.memory.resident import Agent
 
 __all__ = ["Progress", "reembed"]
 

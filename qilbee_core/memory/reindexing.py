@@ -30,10 +30,11 @@ from qilbee_core.batch import DeleteRange, Operation, Put
 from qilbee_core.episode import MEMORY_TYPES
 from qilbee_core.errors import ConflictError, DataError, QilbeeError, StorageError, StoreClosedError
 from qilbee_core.keys import Space, parse, range_of
-from qilbee_core.memory.commit import Agent, Context
+from qilbee_core.memory.commit import Context
 from qilbee_core.memory.document import EpisodeDocument
 from qilbee_core.memory.head import Head, Reindex
 from qilbee_core.memory.relevance import contribution
+from qilbee_core.memory.resident import Agent
 from qilbee_core.memory.state import State, decode_state, standing
 
 __all__ = ["ReindexFigures", "Reindexing"]

@@ -13,11 +13,12 @@ from qilbee_core.batch import Delete, DeleteRange, Expect, Operation, Put, Write
 from qilbee_core.envelope import frame
 from qilbee_core.errors import DataError, ProviderNotFoundError
 from qilbee_core.keys import AgentKeys, Space, parse
-from qilbee_core.memory.commit import Agent, Context
+from qilbee_core.memory.commit import Context
 from qilbee_core.memory.document import EpisodeDocument
 from qilbee_core.memory.head import Head
 from qilbee_core.memory.log import count_episode, count_retired
 from qilbee_core.memory.past import Past, last_rows
+from qilbee_core.memory.resident import Agent
 from qilbee_core.memory.state import State, decode_state, first_state
 from qilbee_core.memory.undo import UndoRow, decode_undo, undo_us
 from qilbee_core.memory.vectors import encoded_text, is_vector_of

@@ -13,8 +13,8 @@ from msgspec import Struct
 from qilbee_core.envelope import frame, unframe
 from qilbee_core.errors import CorruptRecordError
 from qilbee_core.keys import AgentKeys
-from qilbee_core.memory.commit import Position
 from qilbee_core.memory.document import EpisodeDocument
+from qilbee_core.memory.resident import Position
 from qilbee_core.search.analysis import ANALYSER_VERSION, Analyser
 from qilbee_core.search.rows import Row, decode_row, encode_row, row_of
 

@@ -45,7 +45,7 @@ from qilbee_core.limits import (
     surrogate_error,
 )
 from qilbee_core.memory.append import append
-from qilbee_core.memory.commit import Context, Place, Touched
+from qilbee_core.memory.commit import Context, Touched
 from qilbee_core.memory.document import (
     MEMORY_TYPE_NUMBERS,
     EpisodeDocument,
@@ -60,6 +60,7 @@ from qilbee_core.memory.indexing import Indexing
 from qilbee_core.memory.log import ChangeKind
 from qilbee_core.memory.reads import Found, Reads
 from qilbee_core.memory.relevance import Order, contribution, vitality
+from qilbee_core.memory.resident import Place
 from qilbee_core.memory.state import State, first_state, standing, standings
 from qilbee_core.memory.statistics import ClearReceipt
 from qilbee_core.memory.terms import row_key

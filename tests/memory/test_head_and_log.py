@@ -28,7 +28,7 @@ from qilbee_core import (
 from qilbee_core.backends.ephemeral import EphemeralBackend
 from qilbee_core.ids import parse_id
 from qilbee_core.keys import AgentKeys, Space
-from qilbee_core.memory import commit
+from qilbee_core.memory import commit, resident
 from qilbee_core.memory.head import Head
 from qilbee_core.memory.log import Change, ChangeKind, parse_change
 
@@ -37,7 +37,7 @@ OpenHere = Callable[..., Store]
 AGENT = "bot"
 KEYS = AgentKeys(AGENT)
 SETTINGS = Settings().with_storage({"durability": "async"})
-LAG_MAX = commit.STORES_AHEAD_MAX
+LAG_MAX = resident.STORES_AHEAD_MAX
 
 
 @pytest.fixture(params=["rocksdb", "leveldb"], scope="session")
@@ -79,8 +79,9 @@ def files_of(directory: Path) -> dict[Path, tuple[int, int]]:
 @pytest.fixture
 def short_log(monkeypatch: pytest.MonkeyPatch) -> int:
     """So many entries are kept, so that little has to be written to see them go."""
-    monkeypatch.setattr(commit, "CHANGES_KEPT", 100)
-    return commit.CHANGES_KEPT
+    for module in (commit, resident):
+        monkeypatch.setattr(module, "CHANGES_KEPT", 100)
+    return resident.CHANGES_KEPT
 
 
 def note(number: object = 0, **given: Any) -> Episode:

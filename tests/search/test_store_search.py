@@ -43,7 +43,7 @@ from qilbee_core import (
 from qilbee_core.backends.ephemeral import EphemeralBackend
 from qilbee_core.ids import parse_id
 from qilbee_core.keys import AgentKeys, Space
-from qilbee_core.memory import commit, indexing
+from qilbee_core.memory import commit, indexing, resident
 from qilbee_core.memory.terms import cursor_key, decode_cursor, row_key
 from qilbee_core.search.index import AgentIndex
 from qilbee_core.search.search import hybrid
@@ -483,7 +483,8 @@ class TestInStep:
     def test_the_log_is_kept_until_it_was_followed_and_no_longer(
         self, open_search: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(commit, "CHANGES_KEPT", 100)
+        for module in (commit, resident):
+            monkeypatch.setattr(module, "CHANGES_KEPT", 100)
         with open_search("background") as store:
             memory = store.agent_memory("bot")
             with store._indexing.paused():
