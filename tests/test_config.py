@@ -112,6 +112,16 @@ def test_a_keyword_beats_the_environment_beats_the_file_beats_the_default(
     assert found.wal_sync_interval_ms == 1000
 
 
+def test_settings_that_a_program_puts_together_itself_are_what_it_gives_and_the_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("QILBEE_SEARCH_INDEXING", "inline")
+    monkeypatch.setenv("QILBEE_MEMORY_UNDO_DAYS", "3")
+    made = Settings(memory=MemorySettings(max_episodes=7))
+    assert (made.memory.max_episodes, made.memory.undo_days, made.search.indexing) == (7, 30, "background")
+    assert (Settings.load().memory.undo_days, Settings.load().search.indexing) == (3, "inline")
+
+
 def test_a_path_is_opened_with_the_environment_and_the_keywords(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,17 @@ def test_a_path_is_opened_in_this_process(tmp_path: Path) -> None:
         assert db.agents() == ["bot"]
 
 
+def test_a_memory_config_is_the_whole_table_and_variables_count_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QILBEE_MEMORY_UNDO_DAYS", "3")
+    monkeypatch.setenv("QILBEE_STORAGE_CACHE_BYTES", "1048576")
+    for memory, undo_days in ((MemoryConfig(max_episodes=7), 30), (None, 3)):
+        with QilbeeDB({"uri": tmp_path / "data", "memory": memory}) as db:
+            settings = db._place._store.settings  # type: ignore[union-attr]
+            assert (settings.memory.undo_days, settings.storage.cache_bytes) == (undo_days, 1048576)
+
+
 def test_the_other_keys_of_a_path_are_those_of_the_storage(tmp_path: Path) -> None:
     config = {"uri": tmp_path / "data", "compression_type": "zstd", "memory": MemoryConfig(max_episodes=7)}
     with QilbeeDB(config) as db:
