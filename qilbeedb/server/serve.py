@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -47,6 +48,7 @@ def serve(settings: ServiceSettings, *, ready: Callable[[str], object] = lambda 
     os.umask(0o077)  # whatever is made from now on is for this user alone
     set_up(its.log_level, its.log_format)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    _check_tls(its)
     _allow_files(its.connections_max)
     # The store is closed with the application, but for where a second signal ends the server: so here again.
     with closing(listen(its)) as listener, open_store(settings) as store:
@@ -66,6 +68,20 @@ def serve(settings: ServiceSettings, *, ready: Callable[[str], object] = lambda 
         if accounts is not None:
             accounts.close()
     log.info("ended")
+
+
+def _check_tls(its: ServerSettings) -> None:
+    """Refuse what TLS cannot use before anything is opened, or a first password told that nobody sees."""
+    if its.tls_certificate is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(its.tls_certificate, its.tls_key)
+    except OSError as error:  # a file that cannot be read, or what OpenSSL says of it
+        raise SettingsError(
+            f"TLS cannot use server.tls_certificate {its.tls_certificate!r} with server.tls_key {its.tls_key!r}: "
+            f"{error.strerror}",
+            remedy="name two PEM files that can be read and belong together",
+        ) from error
 
 
 def _allow_files(connections: int) -> None:

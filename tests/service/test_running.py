@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -342,6 +343,25 @@ def test_it_speaks_tls_with_a_certificate(tmp_path: Path) -> None:
         assert httpx.get(url, verify=context).json()["status"] == "healthy"
         with pytest.raises(httpx.TransportError):
             httpx.get(url.replace("https", "http"))
+
+
+@pytest.mark.parametrize("text", [None, "", "-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n"])
+def test_files_that_tls_cannot_use_are_named_before_anything_is_made(tmp_path: Path, text: str | None) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    if text is not None:
+        certificate.write_text(text)
+        key.write_text(text)
+    tls = ["--tls-certificate", str(certificate), "--tls-key", str(key)]
+    done = subprocess.run(
+        [SCRIPT, "serve", "--data", str(tmp_path / "data"), "--port", "0", *tls],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: TLS cannot use .*certificate\.pem.*: name two PEM files .*\n", done.stderr)
+    assert not (tmp_path / "data").exists()
 
 
 # --- settings
