@@ -191,9 +191,7 @@ def revoke(
     with _place(data, config, url, as_user) as place:
         found = [each for each in place.list_api_keys(everybodys=True) if key in (each.id, each.prefix)]
         if len(found) != 1 or not place.delete_api_key(found[0].id):
-            raise NotFoundError(
-                f"no single API key is {key!r}", remedy="qilbee apikey list shows them"
-            )
+            raise NotFoundError(f"no single API key is {key!r}", remedy="qilbee apikey list shows them")
     say(f"{found[0].name!r} is revoked")
 
 
