@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from msgspec.structs import asdict
 
-from qilbee_core import ConflictError, InvalidError, NotFoundError, Store
+from qilbee_core import AuthenticationError, ConflictError, InvalidError, NotFoundError, Store
 from qilbeedb.account_wire import KeyInfo, NewKey
 from qilbeedb.accounts.audit import event_of, moment
 from qilbeedb.accounts.caller import Caller
-from qilbeedb.accounts.permissions import Permission, permissions_of
+from qilbeedb.accounts.permissions import KEY_PERMISSIONS, Permission, permissions_of
 from qilbeedb.accounts.tables import KEYS, USERS, ApiKey, Change, Tables
 from qilbeedb.accounts.tokens import KEY_PREFIX, digest_of, new_key
 from qilbeedb.accounts.users import check_agents
@@ -43,7 +44,8 @@ class Keys:
     ) -> NewKey:
         """A key of a user, limited to ``agents`` and ``permissions`` where they are given.
 
-        Without ``permissions`` it may do what the user may with memories, and nothing with accounts.
+        Without ``permissions`` it may do what the user may with memories, and nothing with accounts. Where another key
+        makes it, it opens no more than that one, and no longer: what is left out is as there.
         """
         if not 1 <= len(name) <= _NAME_CHARACTERS_MAX or not name.isprintable():
             raise InvalidError(
@@ -69,11 +71,16 @@ class Keys:
                 raise InvalidError(
                     f"{user.username} has not got {', '.join(sorted(lacking))}", remedy="a key has no more than he has"
                 )
+            expires_us = None if expires_in_days is None else change.now_us + expires_in_days * _DAY_US
+            opens = _Opens(limited, verbs, expires_us)
+            if caller.principal is not None and caller.principal.api_key_id is not None:
+                opens = _within(opens, change.get(KEYS, caller.principal.api_key_id))
             if sum(key.user_id == user_id for _, key in self._tables.scan(KEYS)) >= KEYS_PER_USER_MAX:
                 raise ConflictError(f"{user.username} has {KEYS_PER_USER_MAX} keys", remedy="revoke those not in use")
-            expires_us = None if expires_in_days is None else change.now_us + expires_in_days * _DAY_US
             prefix = text[: len(KEY_PREFIX) + 8]
-            key = ApiKey(user_id, digest_of(text), prefix, name, change.now_us, expires_us, limited, verbs)
+            key = ApiKey(
+                user_id, digest_of(text), prefix, name, change.now_us, opens.until_us, opens.agents, opens.permissions
+            )
             change.put(KEYS, key_id, key)
             _record(change, caller, "api_key_created", key_id, key, user.username)
             return key
@@ -99,6 +106,36 @@ class Keys:
             _record(change, caller, "api_key_revoked", key_id, key, None if user is None else user.username)
 
         self._tables.change(plan, durable=True)
+
+
+class _Opens(NamedTuple):
+    """What a key opens, and until when; None: no limit of its own."""
+
+    agents: tuple[str, ...] | None
+    permissions: tuple[str, ...] | None
+    until_us: int | None
+
+
+def _within(asked: _Opens, maker: ApiKey | None) -> _Opens:
+    """What a key opens that another one makes; InvalidError for more than that one does."""
+    if maker is None:
+        raise AuthenticationError("the API key was revoked", remedy="use another key")
+    most = sorted(KEY_PERMISSIONS) if maker.permissions is None else maker.permissions
+    lacking = {*(asked.permissions or ())} - {*most}
+    if maker.agents is not None:
+        lacking |= {*(asked.agents or ())} - {*maker.agents}
+    if lacking:
+        raise InvalidError(
+            f"the key that makes it has not got {', '.join(sorted(lacking))}", remedy="log in to make a key with more"
+        )
+    if maker.expires_us is not None and (asked.until_us or 0) > maker.expires_us:
+        raise InvalidError("the key that makes it ends sooner", remedy="log in to make a key that lasts longer")
+    usual = tuple(each for each in most if each in KEY_PERMISSIONS)
+    return _Opens(
+        maker.agents if asked.agents is None else asked.agents,
+        usual if asked.permissions is None else asked.permissions,
+        maker.expires_us if asked.until_us is None else asked.until_us,
+    )
 
 
 def _permission(text: str) -> Permission:

@@ -333,6 +333,24 @@ def test_a_key_that_cannot_be_or_would_give_more_than_its_user_has_is_refused(
     assert accounts.keys.all() == []
 
 
+def test_a_key_makes_no_key_that_opens_more_than_itself(accounts: Accounts, admin: Caller, ann: UserInfo) -> None:
+    limits: dict[str, Any] = {"agents": ["a", "b"], "permissions": ["read", "self"], "expires_in_days": 7}
+    made = accounts.keys.create(admin, ann.id, "limited", **limits)
+    maker = Caller(address="127.0.0.1", principal=accounts.authenticate(None, made.key))
+    more: dict[str, Any]
+    for more in ({"agents": ["a", "c"]}, {"permissions": ["read", "write"]}, {"expires_in_days": 8}):
+        with pytest.raises(InvalidError, match="the key that makes it"):
+            accounts.keys.create(maker, ann.id, "more", **more)
+    as_much = accounts.keys.create(maker, ann.id, "as much")
+    assert (as_much.agents, as_much.permissions) == (("a", "b"), ("read",))
+    assert as_much.expires_at == made.expires_at
+    less = accounts.keys.create(maker, ann.id, "less", agents=["a"], permissions=["read", "self"])
+    assert accounts.authenticate(None, less.key).agents == frozenset({"a"})
+    accounts.keys.revoke(admin, made.id)
+    with pytest.raises(AuthenticationError, match="revoked"):
+        accounts.keys.create(maker, ann.id, "too late")
+
+
 def test_a_key_that_was_revoked_or_has_expired_opens_nothing(
     accounts: Accounts, store: Store, admin: Caller, ann: UserInfo, clock: Clock
 ) -> None:
