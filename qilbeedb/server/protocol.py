@@ -36,6 +36,8 @@ _PIPELINED_MAX = 64
 """Requests that wait for the answer to one before them on their connection."""
 _PATIENCE_S = 1.0
 """Who has let us wait for so long makes room where others find none; and so long has who found none to ask at all."""
+_UNTAKEN_BYTES_MAX = 256 << 20
+"""Answers that clients have not taken yet: beyond that, who has been at it longest goes."""
 _SPARE = 64
 """Connections above the limit that are listened to, if only to tell them so."""
 
@@ -56,6 +58,8 @@ def protocol(receive_timeout_s: float, connections_max: int) -> type[asyncio.Pro
         _waits_since_s = inf
         """When we began to wait for the client to send something; inf: we do not."""
         _open: set[Limited]
+        _untaken: dict[Limited, None]
+        """Those whose clients have not taken an answer at once, who began first in front."""
         _came: tuple[RequestResponseCycle, ASGI3Application] | None = None
         _request_bytes = 0
         _body_bytes = 0
@@ -67,12 +71,14 @@ def protocol(receive_timeout_s: float, connections_max: int) -> type[asyncio.Pro
             # The application's lifespan may have put it there: how many there are is among its figures.
             self._open = self.app_state.setdefault("connections", set())
             self._open.add(self)
+            self._untaken = self.app_state.setdefault("untaken", {})
             self._expect_request(receive_timeout_s)
             if len(self._open) > connections_max:
                 self._squeeze_in()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._open.discard(self)
+            self._untaken.pop(self, None)
             self._in_time()
             for timer in (self.timeout_keep_alive_task, self._taking):
                 if timer is not None:
@@ -188,6 +194,18 @@ def protocol(receive_timeout_s: float, connections_max: int) -> type[asyncio.Pro
         def pause_writing(self) -> None:
             super().pause_writing()
             self._expect_taking()
+            self._untaken.setdefault(self)
+            while len(self._untaken) > 1 and self._untaken_bytes() > _UNTAKEN_BYTES_MAX:
+                longest = next(iter(self._untaken))
+                del self._untaken[longest]
+                longest.transport.abort()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._untaken.pop(self, None)
+
+        def _untaken_bytes(self) -> int:
+            return sum(each.transport.get_write_buffer_size() for each in self._untaken)
 
         def _expect_taking(self) -> None:
             """Give up on a client once it has taken nothing of its answer for as long as a request may take."""

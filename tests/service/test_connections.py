@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 
 from qilbee_core import Episode
+from qilbeedb.server import protocol
 from qilbeedb.server.protocol import _go_on
 
 from .serving import PATIENCE_S, Serving, complete, serving, wait_until
@@ -236,6 +237,30 @@ def test_who_takes_nothing_of_an_answer_is_not_waited_for_for_ever() -> None:
                 connection.sendall(request)
                 assert connection.recv(1, socket.MSG_PEEK)  # it is on its way
                 wait_until(lambda: not served.server.server_state.connections)
+
+
+def test_of_answers_that_nobody_takes_so_many_bytes_are_kept_and_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    bytes_max = 20 << 20
+    monkeypatch.setattr(protocol, "_UNTAKEN_BYTES_MAX", bytes_max)
+    with serving(EPHEMERAL) as served, ExitStack() as stack:
+        memory = served.store.agent_memory("a")
+        for _ in range(8):
+            memory.store_episode(Episode.observation("a", "x" * 1_000_000))
+        crowd = [stack.enter_context(socket.socket()) for _ in range(10)]
+        for connection in crowd:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", served.port))
+            connection.sendall(get("/memory/a/episodes/recent"))
+            assert connection.recv(1, socket.MSG_PEEK)  # it is on its way
+
+        def kept() -> int:
+            return sum(each.transport.get_write_buffer_size() for each in list(served.server.server_state.connections))
+
+        wait_until(lambda: kept() <= bytes_max)
+        assert 1 < len(served.server.server_state.connections) < len(crowd)
+        assert statuses(crowd[-1], 1) == [200]
+        with pytest.raises((ConnectionResetError, AssertionError)):
+            statuses(crowd[0], 1)
 
 
 def test_who_takes_an_answer_slowly_gets_all_of_it() -> None:
