@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from unicodedata import normalize
 
 from qilbee_core import AccountRows
 from qilbeedb.accounts.tables import POLICIES, Policy
@@ -59,6 +60,7 @@ class RateLimits:
             self._version = version
         found = self._policies.get(endpoint_type, ())
         if "Custom" in self._policies:
+            path = normalize("NFC", path)  # as an agent's name is one in all its forms
             found += tuple(policy for policy in self._policies["Custom"] if _covers(policy, path))
         return found
 
@@ -90,4 +92,7 @@ class RateLimits:
 
 
 def _covers(policy: Policy, path: str) -> bool:
-    return policy.path is not None and (path == policy.path or path.startswith(policy.path.rstrip("/") + "/"))
+    if policy.path is None:
+        return False
+    covered = normalize("NFC", policy.path)
+    return path == covered or path.startswith(covered.rstrip("/") + "/")

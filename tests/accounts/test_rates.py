@@ -131,6 +131,15 @@ def test_a_policy_is_of_its_endpoints_alone(accounts: Accounts, admin: Caller, s
             assert not passed
 
 
+@pytest.mark.parametrize("written", ["caf\u00e9", "cafe\u0301"])
+def test_a_path_is_the_same_in_each_form_of_an_agents_name(
+    accounts: Accounts, admin: Caller, seconds: Seconds, written: str
+) -> None:
+    limit(accounts, admin, {"Custom": f"/memory/{written}"}, max_requests=3)
+    assert passes(accounts, path="/memory/cafe\u0301/episodes") == 3
+    assert passes(accounts, path="/memory/caf\u00e9/episodes") == 0
+
+
 def test_a_change_counts_with_the_next_request_in_every_process(
     accounts: Accounts, store: Store, admin: Caller, seconds: Seconds
 ) -> None:
