@@ -57,6 +57,11 @@ class Keys:
         verbs: tuple[str, ...] | None = (
             None if permissions is None else tuple(sorted(_permission(each) for each in set(permissions)))
         )
+        if limited is not None and Permission.ADMIN in (verbs or ()):
+            raise InvalidError(
+                "a key that administers cannot be limited to some agents, for it could lift that itself",
+                remedy="leave out agents, or the permission admin",
+            )
         key_id = str(uuid.uuid4())
         text = new_key(key_id)
 

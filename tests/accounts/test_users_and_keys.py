@@ -333,6 +333,15 @@ def test_a_key_that_cannot_be_or_would_give_more_than_its_user_has_is_refused(
     assert accounts.keys.all() == []
 
 
+def test_a_key_that_administers_cannot_be_limited_to_agents_for_it_could_lift_that_itself(
+    accounts: Accounts, admin: Caller
+) -> None:
+    admin_id = accounts.users.named("admin").id
+    with pytest.raises(InvalidError, match="limited to some agents"):
+        accounts.keys.create(admin, admin_id, "key", agents=["a"], permissions=["admin"])
+    assert accounts.keys.create(admin, admin_id, "key", agents=["a"], permissions=["maintain"]).agents == ("a",)
+
+
 def test_a_key_makes_no_key_that_opens_more_than_itself(accounts: Accounts, admin: Caller, ann: UserInfo) -> None:
     limits: dict[str, Any] = {"agents": ["a", "b"], "permissions": ["read", "self"], "expires_in_days": 7}
     made = accounts.keys.create(admin, ann.id, "limited", **limits)
