@@ -130,10 +130,11 @@ def moment_of(number: Moment, name: str = "a moment") -> datetime:
     >>> moment_of(1772409600) == moment_of(1772409600_000)
     True
     """
-    if number >= _MILLISECONDS_FROM:
+    if _MILLISECONDS_FROM <= number < 1000 * _SECONDS_STOP:  # an integer may be too large to divide, or to be shown
         number /= 1000
     if not _SECONDS_MIN <= number < _SECONDS_STOP:  # nor is "not a number"
-        raise InvalidError(f"{name} {number} lies outside the years 1 to 9999", remedy="give seconds since 1970")
+        shown = f" {number}" if abs(number) < 1e18 else ""
+        raise InvalidError(f"{name}{shown} lies outside the years 1 to 9999", remedy="give seconds since 1970")
     us = number * 1_000_000 if type(number) is int else min(round(number * 1_000_000), _US_MAX)
     return _EPOCH + timedelta(microseconds=us)
 

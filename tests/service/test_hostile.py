@@ -51,6 +51,11 @@ def episode(content: str = '{"observation": "tea"}', **fields: str) -> bytes:
     return ("{" + ", ".join(f'"{key}": {value}' for key, value in given.items()) + "}").encode()
 
 
+def huge_numbers() -> list[str]:
+    """Integers that no float can be, and one that is too long to be read."""
+    return [sign + "9" * digits for digits in (20, 400, 4000, 5000) for sign in ("", "-")]
+
+
 def nested(depth: int, kind: str = "[]") -> str:
     """A value so deep."""
     return kind[0] * depth + kind[1] * depth if kind == "[]" else '{"a":' * depth + "1" + "}" * depth
@@ -169,6 +174,9 @@ def other_bodies() -> Iterator[Case]:
         for limit in ("0", "-1", "1001", "1.5", '"3"', "null", "true", "1e999", "9" * 400):
             yield Case(f"{route}: limit {limit[:9]}", "POST", path, f'{{"query": "x", "limit": {limit}}}'.encode())
     yield Case("search: start 1e308", "POST", f"{EPISODES}/search", b'{"query": "x", "start": 1e308}')
+    for number in huge_numbers():
+        body = b'{"query": "x", "start": %s}' % number.encode()
+        yield Case(f"search: start of {number[:3]}, {len(number)} long", "POST", f"{EPISODES}/search", body)
     yield Case("semantic-search: NaN", "POST", f"{EPISODES}/semantic-search", b'{"query": "x", "minScore": NaN}')
     yield Case("semantic-search: a text", "POST", f"{EPISODES}/semantic-search", b'{"query": "x", "minScore": "0.5"}')
     for weight in ("-0.1", "1.1", '"0.5"', "NaN", "[]"):
@@ -226,8 +234,10 @@ def queries() -> Iterator[Case]:
     yield Case("recent: an unknown key", "GET", f"{EPISODES}/recent?limits=3")
     yield Case("recent: memory type", "GET", f"{EPISODES}/recent?memoryType=x")
     yield Case("recent: 101 keys", "GET", f"{EPISODES}/recent?" + "&".join(f"k{n}=1" for n in range(101)))
-    for start in ("x", "nan", "inf", "-inf", "1e308", "-1e308", "1e999", "true"):
-        yield Case(f"episodes: start {start}", "GET", f"{EPISODES}?start={start}")
+    for moment in ("x", "nan", "inf", "-inf", "1e308", "-1e308", "1e999", "true", *huge_numbers()):
+        told = f"{moment[:9]}, {len(moment)} long"
+        yield Case(f"episodes: start {told}", "GET", f"{EPISODES}?start={moment}")
+        yield Case(f"history: after {told}", "GET", f"{EPISODES}/{ID}/history?after={moment}")
     for cursor in ("x", "~", "2026-01-01~", "2026-01-01T00:00:00%2B00:00~", "9999-99-99~x", "%00", "%ff"):
         yield Case(f"episodes: cursor {cursor}", "GET", f"{EPISODES}?cursor={cursor}")
     yield Case("an id that is none", "GET", f"{EPISODES}/1")
