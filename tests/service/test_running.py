@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import ssl
@@ -323,6 +324,19 @@ def test_the_docs_page_loads_nothing_and_names_every_route() -> None:
     assert "<script" not in page.text
     for route in ROUTES:
         assert f"<code>{route.path}</code>" in page.text
+
+
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="needs curl and jq")
+def test_the_commands_of_the_documentation_store_an_episode(tmp_path: Path) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "server.md").read_text()
+    (commands,) = (block for block in re.findall(r"```sh\n(.*?)```", document, re.S) if "curl" in block)
+    with serving({"storage": {"data_path": str(tmp_path / "data")}}, login=True) as served:
+        commands = commands.replace("localhost:7474", f"127.0.0.1:{served.port}").replace('"..."', f'"{PASSWORD}"')
+        done = subprocess.run(["sh", "-ec", commands], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        assert done.returncode == 0, done.stderr
+        found = served.store.agent_memory("my-agent").get_episode(json.loads(done.stdout)["episodeId"])
+        assert found is not None
+        assert found.content == {"observation": "Tea is served at five."}
 
 
 # --- TLS
