@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 __all__ = ["Columns", "reached_by", "scratch"]
 
 _ROWS_LEAST = 16
+_SCRATCH_LEAST = 1 << 20
 _SCRATCH_BYTES_MAX = 1 << 23
 _IN_GROUP_MAX = 64
 _kept = threading.local()
@@ -70,7 +71,8 @@ def scratch(rows: int, columns: int) -> NDArray[np.float32]:
     """Room to work in until the next call in this thread: new memory costs as much as what is done in it."""
     lines: NDArray[np.float32] | None = getattr(_kept, "lines", None)
     if lines is None or len(lines) < rows * columns:
-        lines = np.empty(rows * columns, np.float32)
+        # So much at least that it gets large pages.
+        lines = np.empty(max(rows * columns, _SCRATCH_LEAST), np.float32)
         if lines.nbytes <= _SCRATCH_BYTES_MAX:
             _kept.lines = lines
     return lines[: rows * columns].reshape(rows, columns)

@@ -36,7 +36,9 @@ _AT_ONCE = 8192
 """Episodes of which all words are in RAM while an index is loaded."""
 _AT_ONCE_LEAST = 48
 """Fewer are indexed one by one, which costs less then."""
-_UNSORTED_MAX = 2048
+_UNSORTED_LEAST = 512
+_UNSORTED_PART = 128
+"""Turns that are looked through one by one: so many, or one in so many of all that are sorted."""
 COMPACT_LEAST = 1024
 """Removed turns below which an index is not compacted."""
 
@@ -194,7 +196,7 @@ class AgentIndex:
                 turns.time_words[number] = min(TIME_WORDS_MAX, sum([word in time_words for word in said]))
             self.live_words += length
         self.live_turns += len(row.turns)
-        if self.turns.size - self._sorted_to > max(_UNSORTED_MAX, self._sorted_to // 8):
+        if self.turns.size - self._sorted_to > max(_UNSORTED_LEAST, self._sorted_to // _UNSORTED_PART):
             self._sort()
 
     def _terms(self, stems: Sequence[int | str]) -> list[int]:
@@ -230,7 +232,7 @@ class AgentIndex:
             ends = np.cumsum(turns_in).tolist()
             for id_bytes, session, size, stop in zip(ids, sessions, turns_in, ends, strict=True):
                 self.timeline.append(id_bytes, session, speakers[stop - size : stop])
-        if self.turns.size - self._sorted_to > max(_UNSORTED_MAX, self._sorted_to // 8):
+        if self.turns.size - self._sorted_to > max(_UNSORTED_LEAST, self._sorted_to // _UNSORTED_PART):
             self._sort()
 
     def remove(self, id_bytes: bytes) -> bool:

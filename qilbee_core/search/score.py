@@ -139,19 +139,20 @@ class Scores:
         """
         # Of each the greatest weight last, which is then what stands there.
         finds = [sorted(term.finds, key=lambda each: each[::-1]) for term in self._terms]
-        once, (turns, counts, sizes) = self._index.find([number for each in finds for number, _ in each])
+        once, turns, counts, sizes = self._index.find([number for each in finds for number, _ in each])
         weights = np.repeat(np.array([weight for each in finds for _, weight in each], np.float32), sizes)
-        share = self._once[turns]
+        share = self._once.take(turns)
         share /= self._most
-        said = _relative(_SAID[counts], share)
+        said = _relative(_SAID.take(counts), share)
         said *= weights
         (asking,) = np.nonzero((counts & _ASKED) != 0)
-        asked_turns, share = turns[asking], share[asking]
-        asked = _relative(_COUNTS[counts[asking] & _ASKED], share)
-        asked *= weights[asking]
+        asked_turns, share = turns.take(asking), share.take(asking)
+        asked = _relative(_COUNTS.take(counts.take(asking) & _ASKED), share)
+        asked *= weights.take(asking)
         asked *= share
         asked *= ASKED * self._most
-        for total_line in (self._asked, self._plain, self._own):
+        names = len(lines) - len(self._lines)
+        for total_line in (self._asked, self._plain, self._own)[: 3 if names else 2]:
             total_line.fill(0.0)
         found = iter(zip(once, sizes, strict=True))
         start = stop = first = last = 0
@@ -164,10 +165,11 @@ class Scores:
             if first < last and not term.is_name:
                 at = asked_turns[first:last]
                 np.maximum.at(line, at, asked[first:last])
-                self._asked[at] += line[at]  # of one that is there twice both assign the same sum
+                self._asked[at] += line.take(at)  # of one that is there twice both assign the same sum
                 line[at] = 0.0
-            for (_, weight), (once_turns, _) in zip(weighed, here, strict=True):
-                line[once_turns] = weight
+            for (_, weight), (places, _) in zip(weighed, here, strict=True):
+                for once_turns in places:
+                    line[once_turns] = weight
             np.maximum.at(line, turns[start:stop], said[start:stop])
             if term.is_name:
                 self._own += line

@@ -189,7 +189,9 @@ def _ranked(
         return []
     turns = turns[best]
     shares = {name: part[best] for name, part in common.items()} | scores.rest(turns)
-    parts = {name: words * share.astype(np.float64) for name, share in shares.items()}
+    table = np.array(list(shares.values()), np.float64)
+    table *= words
+    parts = dict(zip(shares, table, strict=True))
     if nearness is not None:
         parts["meaning"] = meaning * nearness.of_turns(turns)
     score = sum(parts.values(), np.zeros(len(turns)))
@@ -234,8 +236,10 @@ def _hits(
     limit: int,
     min_score: float | None,
 ) -> list[Hit]:
-    ranked = np.lexsort((-turns, *index.timeline.halves_of(turns), score))[::-1]
-    ranked = ranked[: 2 * limit]  # since an episode may have two turns
+    most = 2 * limit  # since an episode may have two turns
+    ranked = np.flatnonzero(score >= np.partition(score, -most)[-most]) if len(score) > most else np.arange(len(score))
+    order = np.lexsort((-turns[ranked], *index.timeline.halves_of(turns[ranked]), score[ranked]))
+    ranked = ranked[order[::-1][:most]]
     values = zip(*(part[ranked].tolist() for part in (score, *parts.values())), strict=True)
     hits: dict[bytes, Hit] = {}
     for id_bytes, (value, *shares) in zip(index.timeline.ids_of(turns[ranked]), values, strict=True):

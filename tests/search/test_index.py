@@ -163,12 +163,12 @@ def test_an_index_that_was_kept_up_equals_one_that_is_made_anew(seed: int, lengt
     assert answers(kept) == answers(loaded) == answers(added)
 
 
-@pytest.mark.parametrize("unsorted_max", [100, 10_000])
+@pytest.mark.parametrize("unsorted_least", [20, 100, 10_000])
 @pytest.mark.parametrize(("at_once", "in_order"), [(1, False), (100, False), (100, True)])
 def test_a_large_index_answers_alike_however_it_was_made(
-    monkeypatch: pytest.MonkeyPatch, at_once: int, in_order: bool, unsorted_max: int
+    monkeypatch: pytest.MonkeyPatch, at_once: int, in_order: bool, unsorted_least: int
 ) -> None:
-    monkeypatch.setattr(index_module, "_UNSORTED_MAX", unsorted_max)
+    monkeypatch.setattr(index_module, "_UNSORTED_LEAST", unsorted_least)
     random = Random(7)
     episodes = []
     for _ in range(1500):
