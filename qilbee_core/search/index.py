@@ -138,11 +138,13 @@ class AgentIndex:
 
     def entries(self, turns: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.uint16]]:
         """All terms of some turns, NOWHERE not among them: the position in ``turns``, the term, its counts."""
-        starts = self.turns.entries_end[turns - 1].astype(np.int64)
-        sizes = self.turns.entries_end[turns] - starts
+        ends = self.turns.entries_end
+        starts = ends.take(turns - 1).astype(np.int64)
+        sizes = ends.take(turns) - starts
         owners = np.repeat(np.arange(len(turns)), sizes)
-        where = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(len(owners))
-        return owners, self.forward.term[where], self.forward.counts[where]
+        where = (starts - np.cumsum(sizes) + sizes).take(owners)
+        where += np.arange(len(owners))
+        return owners, self.forward.term.take(where), self.forward.counts.take(where)
 
     def find(self, terms: Sequence[int]) -> Found:
         """The turns that hold some terms; removed ones too, until compaction."""

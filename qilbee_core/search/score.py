@@ -272,9 +272,11 @@ class Scores:
         """
         index = self._index
         owners, terms, counts = index.entries(turns)
-        rarity = idfs(index.live_turns, index.terms.frequency[terms]) / idf(index.live_turns, 1)
-        said = np.rint(rarity * _SAID[counts] * _SCALE)
-        told = np.bincount(owners, said, minlength=len(turns)) / _SCALE
+        worth = idfs(index.live_turns, index.terms.frequency.take(terms))
+        worth /= idf(index.live_turns, 1)
+        worth *= _SAID.take(counts)
+        worth *= _SCALE
+        told = np.bincount(owners, np.rint(worth, out=worth), minlength=len(turns)) / _SCALE
         return 1.0 - self._telling * (1.0 - told / np.maximum(index.turns.length[turns], 1))
 
     def _factors(self) -> dict[str, NDArray[np.float32]]:

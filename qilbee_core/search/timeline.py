@@ -220,7 +220,7 @@ class Timeline(Columns):
     @cached_property
     def _others(self) -> tuple[NDArray[np.float32], NDArray[np.intp], NDArray[np.intp]]:
         after = self.after_other[: self.size]
-        joined = after == np.arange(1, self.size + 1)
+        joined = after == np.arange(1, self.size + 1, dtype=np.int32)
         left = np.flatnonzero((after != NOWHERE) & ~joined)
         return joined[:-1].astype(np.float32), left, after[left].astype(np.intp)
 
