@@ -151,13 +151,13 @@ class Scores:
         asked *= weights.take(asking)
         asked *= share
         asked *= ASKED * self._most
-        names = len(lines) - len(self._lines)
-        for total_line in (self._asked, self._plain, self._own)[: 3 if names else 2]:
-            total_line.fill(0.0)
+        self._asked.fill(0.0)
+        if not len(self._lines):
+            self._plain.fill(0.0)
         found = iter(zip(once, sizes, strict=True))
         start = stop = first = last = 0
         # One line after the other, while it is in the processor's cache.
-        for term, line, weighed in zip(self._terms, lines, finds, strict=True):
+        for number, (term, line, weighed) in enumerate(zip(self._terms, lines, finds, strict=True)):
             here = list(islice(found, len(weighed)))
             start, stop = stop, stop + sum(size for _, size in here)
             first, last = last, int(np.searchsorted(asking, stop))
@@ -171,10 +171,11 @@ class Scores:
                 for once_turns in places:
                     line[once_turns] = weight
             np.maximum.at(line, turns[start:stop], said[start:stop])
-            if term.is_name:
-                self._own += line
+            total_line = self._own if term.is_name else self._plain
+            if number in {0, len(self._lines)}:
+                total_line[:] = line  # the first of its kind
             else:
-                self._plain += line
+                total_line += line
 
     def promising(self, count: int, mask: NDArray[np.bool_] | None) -> NDArray[np.intp]:
         """Some of the turns under ``mask``, among them the ``count`` best by :meth:`rough`: of many a small part."""
