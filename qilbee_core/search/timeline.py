@@ -215,6 +215,9 @@ class Timeline(Columns):
         """Of the runs of turns of one session where they begin, how long they are, and the session."""
         session = self.session[: self.size]
         first = np.concatenate(([0], np.flatnonzero(session[1:] != session[:-1]) + 1))
+        # What was removed is worth nothing, and goes with the run that it stands in.
+        first = first[(session[first] != NOWHERE) | (first == 0)]
+        first = first[np.diff(session[first], prepend=-1) != 0]
         return first, np.diff(first, append=self.size), session[first].astype(np.int64)
 
     @cached_property
