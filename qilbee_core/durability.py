@@ -12,8 +12,9 @@ level          an acknowledged write survives        what the writer waits for
 =============  ====================================  ======================================
 
 Group commit: each write gets a ticket after the engine has taken it. Whoever needs a ticket durable and
-finds no sync under way leads one, for every ticket given out so far; the others wait for that one
-or the next. So N waiting writers share one or two syncs, on any engine.
+finds no sync under way leads one, for every ticket given out so far; who comes meanwhile waits for the
+next. So N waiting writers share one or two syncs, on any engine. Who comes meanwhile and has not written
+yet may leave that too to whoever leads the next: he has the interpreter's lock, and writes for all in one go.
 
 A write or a sync that fails stops all writes: :attr:`Durability.failure` says why. Whoever waited then does not know
 whether his write is there, and is told so for ever, also when :meth:`Durability.resume` lets others write again.
@@ -27,8 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from msgspec import Struct
 
@@ -45,6 +45,7 @@ from qilbee_core.errors import (
     WriteStallError,
 )
 from qilbee_core.interfaces import DurableWrites, SingleProcess, StorageBackend, SupportsReopen, SupportsSequence
+from qilbee_core.patience import at_once
 from qilbee_core.watermark import Watermark
 
 __all__ = ["Durability", "DurabilityLevel", "DurabilityStatus"]
@@ -66,12 +67,28 @@ class DurabilityStatus(Struct, frozen=True, kw_only=True):
     unsynced_age_ms: float
 
 
-class _Waiter(NamedTuple):
-    """Who waits for a sync that covers ``ticket``, and how to wake him: in his event loop, where he is a task."""
+class _Round:
+    """One sync to come, and those who wait for it.
 
-    ticket: int
-    loop: asyncio.AbstractEventLoop | None
-    wake: Callable[[], object]
+    Threads wait for a lock that is held until the sync has ended, and each hands it on to the next. Woken all at once,
+    they would only wait again: for the lock of the interpreter.
+    """
+
+    __slots__ = ("is_awaited", "over", "tasks", "writes")
+
+    def __init__(self) -> None:
+        self.is_awaited = False
+        self.writes: list[Callable[[], object]] = []
+        self.over = threading.Lock()
+        self.over.acquire()
+        self.tasks: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+
+    def end(self) -> None:
+        """Wake all who wait."""
+        self.over.release()
+        for loop, tasks in self.tasks.items():  # a call for each loop, and not for each task: it costs two system calls
+            with suppress(RuntimeError):  # the event loop of a cancelled task may be closed
+                loop.call_soon_threadsafe(_settle, tasks)
 
 
 class Durability:
@@ -104,8 +121,8 @@ class Durability:
         """Called from the thread of ``interval``."""
         self._unknown: list[tuple[int, int, Exception]] = []
         """Tickets whose fate nobody knows: those above the first number and up to the second."""
-        self._waiters: list[_Waiter] = []
-        """Those who wait for a sync. There are some only while somebody leads."""
+        self._next = _Round()
+        """Is awaited only while somebody leads."""
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         if level == "interval":
@@ -140,6 +157,7 @@ class Durability:
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
         self._thread = None
+        self._next = _Round()
         self._leading = False
         if self._watermark is not None:
             self._watermark.abandon()
@@ -219,32 +237,61 @@ class Durability:
 
     def wait(self, ticket: int) -> None:
         """Return once the level's promise holds for ``ticket``."""
-        if self.level == "sync":
-            self._wait_synced(ticket)
+        while self.level == "sync" and not self._is_settled(ticket):
+            self.wait_for_next()
 
     async def wait_async(self, ticket: int) -> None:
         """The same for an asyncio task; the event loop goes on meanwhile."""
-        if self.level != "sync" or self._synced >= ticket:
+        while self.level == "sync" and not self._is_settled(ticket):
+            loop = asyncio.get_running_loop()
+            done = loop.create_future()
+            with self._lock:
+                self._next.is_awaited = True
+                self._next.tasks.setdefault(loop, []).append(done)
+                leads, self._leading = not self._leading, True
+            if leads:
+                self._lead_elsewhere()  # a task cannot: a sync would hold up its loop
+            await done
+
+    def _is_settled(self, ticket: int) -> bool:
+        """Whether ``ticket`` is durable; OutcomeUnknownError where nobody will ever know."""
+        if self._synced >= ticket:
             self._check_known(ticket)
-            return
-        loop = asyncio.get_running_loop()
-        done = loop.create_future()
-        with self._lock:
-            self._waiters.append(_Waiter(ticket, loop, partial(_settle, done)))
-            leads, self._leading = not self._leading, True
-        if leads:
-            self._lead_elsewhere()  # a task cannot: a sync would hold up its loop
-        await done
-        self._check_known(ticket)
-        if self._synced < ticket:
+            return True
+        if self.failure is not None:
             raise self._unknown_after(self.failure)
+        return False
+
+    @property
+    def is_syncing(self) -> bool:
+        """Whether a write of now has to wait for the sync after the one that is under way."""
+        return self._leading and not self._writes_are_durable
+
+    def wait_for_next(self, write: Callable[[], object] | None = None) -> None:
+        """Return when the next sync has ended, well or not.
+
+        Whoever leads it calls ``write`` before, among what others gave him, and minds no error of it. It must not wait
+        for a sync itself. Where :attr:`is_syncing` that is the cheaper way to write.
+        """
+        with self._lock:
+            coming = self._next
+            leads, self._leading = not self._leading, True
+            if write is not None:
+                coming.writes.append(write)
+            if not leads:
+                coming.is_awaited = True
+        if leads:
+            self._lead(once=True)
+        else:
+            with coming.over:
+                pass
 
     def flush(self) -> None:
         """Make every write so far durable, at any level."""
         if self.failure is not None:
             self.refuse()
         if self.level == "sync":
-            self._wait_synced(self.last_ticket)
+            self.wait(self.last_ticket)
             return
         try:
             self._sync()
@@ -269,31 +316,12 @@ class Durability:
             self._thread.join()
         try:
             if self.failure is None and self.level == "sync":
-                self._wait_synced(self._written)  # what others wrote is theirs
+                self.wait(self._written)  # what others wrote is theirs
             elif self.failure is None:
                 self.flush()
         finally:
             if self._watermark is not None:
                 self._watermark.close()
-
-    def _wait_synced(self, ticket: int) -> None:
-        while True:
-            with self._lock:
-                if self._synced >= ticket:
-                    self._check_known(ticket)
-                    return
-                if self.failure is not None:
-                    raise self._unknown_after(self.failure)
-                leads, self._leading = not self._leading, True
-                # A lock for each: to wake up on a shared condition takes its lock again, one after the other.
-                turn = threading.Lock()
-                if not leads:
-                    turn.acquire()
-                    self._waiters.append(_Waiter(ticket, None, turn.release))
-            if leads:
-                self._lead(once=True)
-            else:
-                turn.acquire()
 
     def _lead_elsewhere(self) -> None:
         """Have somebody lead for as long as anybody waits, who has nothing else to do."""
@@ -308,23 +336,25 @@ class Durability:
 
     def _lead(self, *, once: bool) -> bool:
         """Sync, and wake all who waited for it. Whether others wait still, for whom ``once`` finds another leader."""
-        target = self._written
-        synced = False
+        with self._lock:
+            current, self._next = self._next, _Round()
+        target = 0
         try:
-            self._sync()
-            synced = True
+            for write in current.writes:
+                with suppress(Exception):
+                    at_once(write)  # for compaction its own caller waits, and not with him all the others
+            written = self._written
+            if written > self._synced:
+                self._sync()
+            target = written
         except Exception:  # noqa: S110
             pass  # kept as the failure, which all who wait are told
         finally:
             # Also after Ctrl-C: nobody may wait for a leader that is gone.
             with self._lock:
-                if synced:
-                    self._synced = max(self._synced, target)
-                until = self._synced if self.failure is None else self._written
-                done = [waiter for waiter in self._waiters if waiter.ticket <= until]
-                self._waiters = [waiter for waiter in self._waiters if waiter.ticket > until]
-                others = self._leading = bool(self._waiters)
-            _wake(done)
+                self._synced = max(self._synced, target)
+                others = self._leading = self._next.is_awaited
+            current.end()
             if others and once:
                 self._lead_elsewhere()
         return others
@@ -360,23 +390,7 @@ class Durability:
             wait_s = max(0.0, self._interval_s - (time.monotonic() - began_s))
 
 
-def _settle(future: asyncio.Future[None]) -> None:
-    if not future.cancelled():
-        future.set_result(None)
-
-
-def _wake(waiters: Iterable[_Waiter]) -> None:
-    in_loops: dict[asyncio.AbstractEventLoop, list[Callable[[], object]]] = {}
-    for waiter in waiters:
-        if waiter.loop is None:
-            waiter.wake()
-        else:
-            in_loops.setdefault(waiter.loop, []).append(waiter.wake)
-    for loop, wakes in in_loops.items():  # a call for each loop, and not for each task: it costs two system calls
-        with suppress(RuntimeError):  # the event loop of a cancelled task may be closed
-            loop.call_soon_threadsafe(_call_all, wakes)
-
-
-def _call_all(calls: Iterable[Callable[[], object]]) -> None:
-    for call in calls:
-        call()
+def _settle(tasks: Iterable[asyncio.Future[None]]) -> None:
+    for done in tasks:
+        if not done.cancelled():
+            done.set_result(None)

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from qilbee_core.errors import WriteStallError
 
-__all__ = ["patiently", "patiently_async"]
+__all__ = ["at_once", "patiently", "patiently_async"]
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def patiently(call: Callable[[], T]) -> T:
     for wait_s in _waits(stall):
         time.sleep(wait_s)
         try:
-            return _now(call)
+            return at_once(call)
         except WriteStallError:
             continue
     raise AssertionError  # _waits() ends with an error
@@ -55,19 +55,20 @@ def patiently(call: Callable[[], T]) -> T:
 async def patiently_async(call: Callable[[], T]) -> T:
     """The same for an asyncio task; the event loop goes on meanwhile."""
     try:
-        return _now(call)
+        return at_once(call)
     except WriteStallError as error:
         stall = error
     for wait_s in _waits(stall):
         await asyncio.sleep(wait_s)
         try:
-            return _now(call)
+            return at_once(call)
         except WriteStallError:
             continue
     raise AssertionError
 
 
-def _now(call: Callable[[], T]) -> T:
+def at_once(call: Callable[[], T]) -> T:
+    """What ``call`` gives without waiting anywhere: WriteStallError where the engine does not take its write now."""
     _here.may_wait = False
     try:
         return call()

@@ -342,7 +342,8 @@ class TestSyncs:
                 await syncs.await_one()
                 tasks = [asyncio.create_task(memory.store_episode(note(n, n))) for n in range(10)]
                 threads = [asyncio.create_task(asyncio.to_thread(plain.store_episode, note(n, n))) for n in range(3)]
-                while store._store._durability.last_ticket < 14:
+                durability = store._store._durability
+                while durability.last_ticket < 11 or len(durability._next.writes) < 3:
                     await asyncio.sleep(0)
                 syncs.let_go()
                 await asyncio.gather(first, *tasks, *threads)
@@ -522,10 +523,10 @@ class TestClosedLoops:
         assert syncs.came.wait(PATIENCE_S)
         gone, living = Loop(), Loop()
         _ = gone.submit(memory.store_episode(note("gone")))
-        while store._durability.last_ticket < 2 or len(store._durability._waiters) < 1:
+        while store._durability.last_ticket < 2 or len(store._durability._next.tasks) < 1:
             threading.Event().wait(0.001)
         waiting = living.submit(memory.store_episode(note("living")))
-        while store._durability.last_ticket < 3 or len(store._durability._waiters) < 2:
+        while store._durability.last_ticket < 3 or len(store._durability._next.tasks) < 2:
             threading.Event().wait(0.001)
         gone.close()
         syncs.let_go()
@@ -554,7 +555,7 @@ class TestClosedLoops:
         assert syncs.came.wait(PATIENCE_S)
         gone = Loop()
         _ = gone.submit(memory.store_episode(episode))  # already stored, by the write that is just being synced
-        while not store._durability._waiters:
+        while not store._durability._next.tasks:
             threading.Event().wait(0.001)
         gone.close()
         syncs.let_go()

@@ -68,7 +68,10 @@ class AgentMemory:
         with other content it is ConflictError. InvalidError names what is wrong with the episode.
         """
         try:
-            (stored_id, _), ticket = self._operations.store_one(episode, idempotency_key)
+            if self._durability.is_syncing and idempotency_key is None:
+                (stored_id, _), ticket = self._operations.store_with_others(episode)
+            else:
+                (stored_id, _), ticket = self._operations.store_one(episode, idempotency_key)
         except ConflictError:
             self._durability.wait_for_earlier()
             raise

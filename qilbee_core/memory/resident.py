@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 from qilbee_core.batch import Expect
+from qilbee_core.episode import Episode
 from qilbee_core.keys import AgentKeys
 from qilbee_core.memory.head import Head
 from qilbee_core.memory.relevance import Order
 from qilbee_core.memory.tail import Tail
 
-__all__ = ["CHANGES_KEPT", "NO_PLACE", "STORES_AHEAD_MAX", "Agent", "Ends", "Place", "Position"]
+__all__ = ["CHANGES_KEPT", "NO_PLACE", "STORES_AHEAD_MAX", "Agent", "Ends", "Place", "Position", "Waiting"]
 
 CHANGES_KEPT = 1024
 """Entries of an agent's change log that are kept for readers in RAM; trimmed when twice as many."""
@@ -43,6 +45,17 @@ class Ends(NamedTuple):
     newest: datetime | None
 
 
+class Waiting:
+    """An episode that a thread has left to others to store. ``ticket`` is None as long as nothing is known of it."""
+
+    __slots__ = ("episode", "is_new", "ticket")
+
+    def __init__(self, episode: Episode) -> None:
+        self.episode = episode
+        self.is_new = False
+        self.ticket: int | None = None
+
+
 class Agent:
     """What is kept in RAM of one agent while anybody uses it: its keys, its head, its newest episodes."""
 
@@ -62,6 +75,7 @@ class Agent:
         "tail",
         "trim_due",
         "unindexed",
+        "waiting",
     )
 
     def __init__(self, agent_id: str) -> None:
@@ -86,6 +100,8 @@ class Agent:
         """The change log was followed up to this sequence for search; 0: not known yet."""
         self.unindexed = 0
         """Episodes that the log names beyond that."""
+        self.waiting: deque[Waiting] = deque()
+        """What whoever leads the next sync is to store."""
 
     def head_stored(self, head: Head) -> None:
         """Take note that ``head`` is what is stored, or about to be."""

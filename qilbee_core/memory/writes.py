@@ -60,7 +60,7 @@ from qilbee_core.memory.indexing import Indexing
 from qilbee_core.memory.log import ChangeKind
 from qilbee_core.memory.reads import Found, Reads
 from qilbee_core.memory.relevance import Order, contribution, vitality
-from qilbee_core.memory.resident import Place
+from qilbee_core.memory.resident import Place, Waiting
 from qilbee_core.memory.state import State, first_state, standing, standings
 from qilbee_core.memory.statistics import ClearReceipt
 from qilbee_core.memory.terms import row_key
@@ -75,6 +75,8 @@ Ts = TypeVarTuple("Ts")
 
 REMOVED_AT_ONCE_MAX = 256
 """Episodes in one batch that removes many: it holds up the agent's other writers for some milliseconds."""
+_BATCHED_MIN = 4
+"""As many are stored in one batch for less than one by one."""
 
 # Of one agent, all that goes with clear(); the head is one key and goes by itself.
 _AGENT_SPACES = (
@@ -160,6 +162,40 @@ class Writes(Reads):
         stored, ticket = self._commit(_STORE, self._plan_store, (episode,), b"")
         self._stored(stored)
         return (episode.id, bool(stored)), ticket
+
+    def store_with_others(self, episode: Episode) -> tuple[tuple[str, bool], int]:
+        """:meth:`store_one` for a thread that has to wait for the next sync anyway: whoever leads that stores it."""
+        self._check_own(episode)
+        waiting = Waiting(episode)
+        self._agent.waiting.append(waiting)
+        self._context.durability.wait_for_next(self._store_waiting)
+        if waiting.ticket is None:
+            return self.store_one(episode)  # which tells what is in the way; what is stored already is not stored twice
+        if waiting.is_new:
+            self._stored((episode,))
+        return (episode.id, waiting.is_new), waiting.ticket
+
+    def _store_waiting(self) -> None:
+        """Store all that waits: in one batch, unless it is so little that the short way costs less."""
+        queue = self._agent.waiting
+        group = [queue.popleft() for _ in range(len(queue))]
+        if len(group) >= _BATCHED_MIN:
+            self._store_group(group)
+            return
+        for waiting in group:
+            waiting.ticket = append(self._context, self._agent, waiting.episode)
+            waiting.is_new = waiting.ticket is not None
+            if waiting.ticket is None:
+                self._store_group([waiting])
+
+    def _store_group(self, group: Sequence[Waiting]) -> None:
+        stored, ticket = self._commit(_STORE, self._plan_store, [waiting.episode for waiting in group], b"")
+        stored.reverse()
+        for waiting in group:
+            waiting.is_new = bool(stored) and stored[-1] is waiting.episode
+            if waiting.is_new:
+                stored.pop()
+            waiting.ticket = ticket
 
     def store(self, episodes: Sequence[Episode]) -> tuple[list[str], int]:
         """Store all of ``episodes`` or none; what is stored already, with the same content, stays as it is."""
