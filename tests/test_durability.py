@@ -650,7 +650,7 @@ class Led:
         self._writes.await_many(1)
 
     def numbers(self) -> list[str]:
-        return sorted(episode.content["number"] for episode in self.memory.episodes())
+        return sorted(str(episode.content["number"]) for episode in self.memory.episodes())
 
 
 class TestWritesThatAreLeftToTheNextLeader:
@@ -670,7 +670,8 @@ class TestWritesThatAreLeftToTheNextLeader:
         assert not any(future.done() for future in futures)
         led.syncs.let_go()
         ids = [future.result(PATIENCE_S) for future in futures]
-        assert [led.memory.get_episode(id_).content for id_ in ids] == [{"number": str(n)} for n in range(12)]
+        stored = [episode and episode.content for episode in led.memory.get_episodes(ids)]
+        assert stored == [{"number": str(number)} for number in range(12)]
         assert led.syncs.begun == led.syncs.ended == 3
         assert led.store.verify().problems == []
 
@@ -726,7 +727,7 @@ class TestWritesThatAreLeftToTheNextLeader:
         for each in (episode, *map(note, range(1, 6)), episode):
             memory = led.store.agent_memory("bot")
             memory._operations._observe = lambda _, episodes: told.extend(
-                (threading.current_thread().name, stored.content["number"]) for stored in episodes
+                (threading.current_thread().name, str(stored.content["number"])) for stored in episodes
             )
             futures.append(in_thread(memory.store_episode, each))
             led.await_one()
