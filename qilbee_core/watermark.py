@@ -18,6 +18,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -166,8 +167,10 @@ class Watermark:
             return
         self._mark = Mark(self._store_id, sequence)
         if self._thread is None:
-            self._thread = threading.Thread(target=self._save_regularly, name="qilbee-watermark", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._save_regularly, name="qilbee-watermark", daemon=True)
+            with suppress(RuntimeError):  # the system gives no more threads: whoever syncs next asks again
+                thread.start()
+                self._thread = thread
         self._due.set()
 
     def _save_regularly(self) -> None:

@@ -133,6 +133,20 @@ class TestTheFile:
         watermark.close()
         assert Watermark(path).expected == 6
 
+    def test_where_the_system_gives_no_thread_the_next_sync_asks_again(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        watermark = begun(path)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        watermark.reached(7)
+        monkeypatch.undo()
+        watermark.reached(8)
+        await_true(lambda: Watermark(path).expected == 8, "it was not noted")
+        watermark.close()
+
     def test_that_of_another_store_is_replaced(self, path: Path, caplog: pytest.LogCaptureFixture) -> None:
         note(path, 1000)
         watermark = begun(path, OTHER_ID)
