@@ -52,6 +52,9 @@ __all__ = ["Durability", "DurabilityLevel", "DurabilityStatus"]
 
 log = logging.getLogger(__name__)
 
+_GATHER_S_MAX = 0.001
+"""How long a sync waits for others at most: half of what the last one took, as PostgreSQL advises, or this."""
+
 DurabilityLevel = Literal["sync", "interval", "async", "none"]
 
 
@@ -74,14 +77,21 @@ class _Round:
     they would only wait again: for the lock of the interpreter.
     """
 
-    __slots__ = ("is_awaited", "over", "tasks", "writes")
+    __slots__ = ("full", "over", "size", "size_expected", "tasks", "writes")
 
     def __init__(self) -> None:
-        self.is_awaited = False
+        self.size = self.size_expected = 0
         self.writes: list[Callable[[], object]] = []
-        self.over = threading.Lock()
+        self.full, self.over = threading.Lock(), threading.Lock()
+        self.full.acquire()
         self.over.acquire()
         self.tasks: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+
+    def join(self) -> None:
+        """One more waits for it, or leads it."""
+        self.size += 1
+        if self.size == self.size_expected:
+            self.full.release()
 
     def end(self) -> None:
         """Wake all who wait."""
@@ -122,7 +132,9 @@ class Durability:
         self._unknown: list[tuple[int, int, Exception]] = []
         """Tickets whose fate nobody knows: those above the first number and up to the second."""
         self._next = _Round()
-        """Is awaited only while somebody leads."""
+        """Somebody is in it only while somebody leads."""
+        self._sync_s = 0.0
+        """What the last sync took."""
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         if level == "interval":
@@ -246,7 +258,7 @@ class Durability:
             loop = asyncio.get_running_loop()
             done = loop.create_future()
             with self._lock:
-                self._next.is_awaited = True
+                self._next.join()
                 self._next.tasks.setdefault(loop, []).append(done)
                 leads, self._leading = not self._leading, True
             if leads:
@@ -276,10 +288,9 @@ class Durability:
         with self._lock:
             coming = self._next
             leads, self._leading = not self._leading, True
+            coming.join()
             if write is not None:
                 coming.writes.append(write)
-            if not leads:
-                coming.is_awaited = True
         if leads:
             self._lead(once=True)
         else:
@@ -336,10 +347,12 @@ class Durability:
 
     def _lead(self, *, once: bool) -> bool:
         """Sync, and wake all who waited for it. Whether others wait still, for whom ``once`` finds another leader."""
-        with self._lock:
-            current, self._next = self._next, _Round()
+        current = self._next
         target = 0
         try:
+            self._await_those_expected(current)
+            with self._lock:
+                self._next = _Round()
             for write in current.writes:
                 with suppress(Exception):
                     at_once(write)  # for compaction its own caller waits, and not with him all the others
@@ -352,12 +365,23 @@ class Durability:
         finally:
             # Also after Ctrl-C: nobody may wait for a leader that is gone.
             with self._lock:
+                if self._next is current:
+                    self._next = _Round()
+                coming = self._next
                 self._synced = max(self._synced, target)
-                others = self._leading = self._next.is_awaited
+                others = self._leading = coming.size > 0
+                coming.size_expected = coming.size + current.size
             current.end()
             if others and once:
                 self._lead_elsewhere()
         return others
+
+    def _await_those_expected(self, coming: _Round) -> None:
+        """Give those whom the last sync has woken a moment to come again, for one sync does for them too."""
+        with self._lock:
+            are_missing = coming.size < coming.size_expected
+        if are_missing:
+            coming.full.acquire(timeout=min(_GATHER_S_MAX, self._sync_s / 2))
 
     def _sync(self) -> None:
         with self._sync_lock:
@@ -367,9 +391,11 @@ class Durability:
             if self._syncing_since_s is None:
                 self._syncing_since_s = self._unsynced_since_s
             self._unsynced_since_s = None
+            began_s = time.monotonic()
             try:
                 sequence = self._sequence()  # before the sync: what is written meanwhile may not be durable
                 self._backend.sync()
+                self._sync_s = time.monotonic() - began_s
             except Exception as error:
                 # After a failed fsync the kernel may have dropped the pages: asking again would lie.
                 self._fail(error)

@@ -32,6 +32,8 @@ from qilbee_core import (
     WriteBatch,
     WriteStallError,
 )
+from qilbee_core import durability as durability_module
+from qilbee_core.durability import Durability
 
 T = TypeVar("T")
 OpenHere = Callable[..., Store]
@@ -817,6 +819,52 @@ class TestWritesThatAreLeftToTheNextLeader:
         for future in futures:
             future.result(PATIENCE_S)
         assert len(led.numbers()) == 7
+
+    def test_those_whom_a_sync_has_woken_share_the_next_one(
+        self, open_here: OpenHere, syncs_of: SyncsOf, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(durability_module, "_GATHER_S_MAX", PATIENCE_S)
+        took = property(lambda _: 2 * PATIENCE_S, lambda *_: None)
+        monkeypatch.setattr(Durability, "_sync_s", took, raising=False)
+        store = open_here(sync_writes=True)
+        syncs, writes = syncs_of(store), Writes(store)
+        memory = store.agent_memory("bot")
+
+        def store_some(number: int, count: int) -> None:
+            for each in range(count):
+                memory.store_episode(note((number, each)))
+
+        syncs.hold()
+        threads = [in_thread(store_some, 0, 3)]
+        syncs.await_one()
+        threads += [in_thread(store_some, number, 2) for number in range(1, 5)]
+        writes.await_many(5)
+        syncs.let_go()
+        for thread in threads:
+            thread.result(PATIENCE_S)
+        assert syncs.ended == 3
+        monkeypatch.undo()  # for whoever closes the store comes alone
+        store._durability._sync_s = 0.0
+        assert memory.get_statistics().total_episodes == 11
+
+    def test_ctrl_c_in_one_that_waits_for_those_expected_strands_nobody(
+        self, open_here: OpenHere, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = open_here(sync_writes=True)
+        memory = store.agent_memory("bot")
+        others: list[Future[str]] = []
+
+        def interrupted(_: Durability, coming: Any) -> None:
+            if not others:
+                others.append(in_thread(memory.store_episode, note("other")))
+                await_until(lambda: coming.size == 2)
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Durability, "_await_those_expected", interrupted)
+        assert outcome_of(partial(memory.store_episode, note("interrupted"))) == "KeyboardInterrupt"
+        assert others[0].result(PATIENCE_S)
+        memory.store_episode(note("later"))
+        assert {str(each.content["number"]) for each in memory.episodes()} >= {"other", "later"}
 
     def test_ctrl_c_in_one_that_waits_strands_nobody(self, led: Led) -> None:
         before, after = led.left(note("before")), []
