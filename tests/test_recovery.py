@@ -228,7 +228,7 @@ class TestDamagedLogs:
                 whole[: synced // 2],
                 whole[: synced - 60] + bytes(len(whole)),
                 whole[: synced - 60] + b"garbage" * 700,
-                whole[: synced // 2] + b"x" + whole[synced // 2 + 1 :],
+                whole[: synced // 2] + bytes((whole[synced // 2] ^ 4,)) + whole[synced // 2 + 1 :],
             ]
         ):
             left = one_ahead.copied(tmp_path / str(number))
