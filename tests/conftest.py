@@ -16,8 +16,7 @@ from hypothesis import settings
 from qilbee_core import DeleteRange, Store, WriteBatch, open_store
 from qilbee_core.keys import Space
 
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+settings.register_profile("new", deadline=None)  # other examples in each run, where pytest is told so
 
 # Where search is not tested nobody indexes: rows that a thread writes meanwhile would be in every comparison.
 os.environ["QILBEE_SEARCH_INDEXING"] = "off"
