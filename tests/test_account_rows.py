@@ -121,7 +121,7 @@ def test_a_damaged_row_is_named_by_verify_and_not_read(store: Store) -> None:
     assert store.verify().ok
     value = store._backend.get(account_key("user/1"))
     assert value is not None
-    for damaged in (value[:-1] + bytes((value[-1] ^ 1,)), b"x" + value[1:], b""):
+    for damaged in (value[:-1] + bytes((value[-1] ^ 1,)), bytes((value[0] ^ 1,)) + value[1:], b""):
         store._backend.write(WriteBatch([Put(account_key("user/1"), damaged)]))
         assert [(found.invariant, found.key, found.derived) for found in store.verify().problems] == [
             ("account-corrupt", account_key("user/1"), False)

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shared.embedders import HashesPlugin, plugins_with
 from shared.killed_copy import killed_copy
+from shared.open_files import copy_open_store
 from typer.testing import CliRunner
 
 from qilbee_core import (
@@ -249,7 +250,7 @@ def test_a_head_that_lags_behind_its_log_is_brought_up_to_date(tmp_path: Path, t
         for number in range(20):
             memory.store_episode(Episode.observation("bot", f"heron {number}"))
         store.flush()
-        shutil.copytree(tmp_path / "open", tmp_path / "killed")
+        copy_open_store(tmp_path / "open", tmp_path / "killed")
     keys = AgentKeys("bot")
     lagging = Head.decode(keys.head, rows_of(tmp_path / "killed", engine)[keys.head])
     copy_store(tmp_path / "killed", target, backend="rocksdb")
@@ -278,7 +279,7 @@ def test_vectors_go_over_and_nothing_is_embedded_again(tmp_path: Path, target: P
     with open_store(source, plugins=plugins_with(plugin)) as store:
         memory = store.agent_memory("bot")
         memory.store_episodes(Episode.observation("bot", f"heron {number}") for number in range(50))
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while store.stats()["search"]["vectors_pending"]:  # type: ignore[index, call-overload]
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -298,7 +299,7 @@ def test_a_store_on_its_way_to_other_half_lives_goes_on_there(source: Path, targ
     open_store(settings.at(source)).close()  # it has hardly begun
     assert copy_store(source, target, backend=engine).problems == []
     with open_store(settings.at(target)) as store:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while store.stats()["reindexing"]["running"]:  # type: ignore[index, call-overload]
             assert time.monotonic() < deadline
             time.sleep(0.01)

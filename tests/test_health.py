@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ from qilbee_core import (
 
 OpenHere = Callable[..., Store]
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 on_disk = pytest.mark.parametrize("engine", ["rocksdb", "leveldb"])
 
@@ -198,15 +199,17 @@ class TestStalls:
     def test_one_without_end_is_an_error_that_says_how_long_it_was(
         self, open_here: OpenHere, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr(patience, "_STALL_S_MAX", 0.2)
-        monkeypatch.setattr(patience, "_STALL_S_TOLD", 0.05)
+        monkeypatch.setattr(patience, "_STALL_S_MAX", 0.5)
+        monkeypatch.setattr(patience, "_STALL_S_TOLD", -1.0)  # at once: a busy machine sleeps past any moment
         store = open_here()
         memory = store.agent_memory("bot")
         episode = note()
-        with stalled(store), pytest.raises(WriteStallError, match=r"compaction cannot keep up for 0\.\d+ s: wait and"):
+        with stalled(store), pytest.raises(WriteStallError, match=r"compaction cannot keep up for \d+\.\d s: wait and"):
             memory.store_episode(episode)
         told = [record.getMessage() for record in caplog.records if record.name == "qilbee_core.patience"]
-        assert [line.partition(":")[0] for line in told] == ["writes wait", "a write waited 0.2 s"]
+        began, ended = told
+        assert began.startswith("writes wait: ")
+        assert re.fullmatch(r"a write waited \d+\.\d s", ended)
         assert store.health().ok
         memory.store_episode(episode)
         assert list(memory.episodes()) == [episode]

@@ -265,7 +265,7 @@ class Site:
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(self._path), *sys.path])},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
         assert done.returncode == 0, done.stderr

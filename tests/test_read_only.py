@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from qilbee_core import (
     open_store,
 )
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 @pytest.fixture
@@ -132,7 +133,9 @@ class TestWhatItShows:
             assert writer.stdout is not None
             assert writer.stdout.readline() == b"begun\n"
             seen = [0]
-            for _ in range(15):
+            deadline_s = time.monotonic() + PATIENCE_S
+            while len(seen) < 16 or seen[-1] == seen[1]:
+                assert time.monotonic() < deadline_s, "nothing is written meanwhile, so this proves little"
                 with open_store(path, read_only=True) as reader:
                     numbers = [episode.content["number"] for episode in reader.agent_memory("bot").episodes()]
                     assert numbers == list(range(len(numbers)))
@@ -140,7 +143,6 @@ class TestWhatItShows:
                     seen.append(len(numbers))
             writer.kill()
         assert seen == sorted(seen)
-        assert seen[-1] > seen[1], "nothing was written meanwhile, so this proves little"
 
     def test_what_a_killed_writer_left(self, path: Path) -> None:
         run_script(
@@ -285,7 +287,7 @@ class TestWhatItMinds:
             store = open_store(sys.argv[1])
             store.agent_memory("bot").store_episodes(Episode("bot", "note", {"n": n}) for n in range(100))
             store.flush()
-            deadline_s = time.monotonic() + 10
+            deadline_s = time.monotonic() + 60
             while not (mark := next(store._backend._path.glob("qilbee.watermark"), None)) or (
                 store._durability._watermark._saved is not store._durability._watermark._mark
             ):
@@ -311,7 +313,7 @@ class TestWhatItMinds:
             view = store.agent_memory("bot").episodes()
             for verb in (store.agents, store.verify, lambda: next(view), store.close):
                 if (pid := os.fork()) == 0:
-                    signal.alarm(5)
+                    signal.alarm(60)
                     try:
                         verb()
                     except StoreClosedError:

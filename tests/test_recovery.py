@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+from shared.open_files import copy_open_store
 from typer.testing import CliRunner
 
 from qilbee_core import (
@@ -48,7 +49,7 @@ store = open_store(data, backend=engine, durability=level, wal_sync_interval_ms=
 memory = store.agent_memory("bot")
 ids = [memory.store_episode(Episode("bot", "note", {"number": number})) for number in range(durable)]
 store.flush()
-deadline = time.monotonic() + 10
+deadline = time.monotonic() + 60
 while Watermark(Path(data) / engine / WATERMARK_NAME).sequence < store.durability().durable_sequence:
     assert time.monotonic() < deadline
     time.sleep(0.002)
@@ -85,7 +86,7 @@ class Dead(NamedTuple):
         return max(self.files.glob("*.log"))
 
     def copied(self, path: Path) -> Dead:
-        shutil.copytree(self.path, path)
+        copy_open_store(self.path, path)
         return self._replace(path=path)
 
 
@@ -93,7 +94,7 @@ def dead(path: Path, engine: str, durable: int = 12, more: int = 0, level: str =
     pytest.importorskip(ENGINES[engine])
     arguments = [path, engine, level, durable, more]
     run = subprocess.run(
-        [sys.executable, "-c", _WRITER, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", _WRITER, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=180
     )
     assert run.returncode == 0, run.stderr
     said = json.loads(run.stdout)

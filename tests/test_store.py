@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import stat
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -45,7 +47,7 @@ from qilbee_core.keys import catalog_key
 
 OpenHere = Callable[..., Store]
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 on_disk = pytest.mark.parametrize("engine", ["rocksdb", "leveldb"])
 
@@ -517,7 +519,7 @@ def in_child(call):
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        signal.alarm(5)
+        signal.alarm(60)
         try:
             outcome = f"gave {call()!r}"
         except BaseException as error:
@@ -593,7 +595,7 @@ syncing, go_on = threading.Event(), threading.Event()
 sync = store._backend.sync
 def slowly():
     syncing.set()
-    go_on.wait(30)
+    go_on.wait(150)
     sync()
 store._backend.sync = slowly
 writer = threading.Thread(target=memory.store_episode, args=(Episode("bot", "note", {"n": 2}),))
@@ -606,7 +608,7 @@ def hold():
     for lock in locks:
         lock.acquire()
     held.set()
-    release.wait(60)
+    release.wait(150)
     for lock in locks:
         lock.release()
 holder = threading.Thread(target=hold)
@@ -660,7 +662,7 @@ print(open_and_use() >= 2)
             children = []
             for number in range(2):
                 if (pid := os.fork()) == 0:
-                    signal.alarm(20)
+                    signal.alarm(60)
                     with open_store(f"{sys.argv[1]}-{number}", backend=sys.argv[2]) as store:
                         store.agent_memory("bot").store_episode(Episode("bot", "note", {}))
                         store.compact()
@@ -788,8 +790,10 @@ class TestClosing:
         for thread in threads:
             thread.start()
         begun.wait(PATIENCE_S)
+        deadline_s = time.monotonic() + PATIENCE_S
         while len(acknowledged) < 50:
-            threading.Event().wait(0.001)
+            assert time.monotonic() < deadline_s, outcomes
+            time.sleep(0.001)
         store.close()
         for thread in threads:
             thread.join(PATIENCE_S)
@@ -808,8 +812,11 @@ class TestClosing:
                 next(store.agent_memory("bot").episodes())
             return threading.active_count(), len(os.listdir("/proc/self/fd"))
 
-        first = [open_and_close() for _ in range(3)][-1]
-        assert [open_and_close() for _ in range(50)][-1] == first
+        gc.collect()
+        threads, files = [open_and_close() for _ in range(3)][-1]
+        threads_last, files_last = [open_and_close() for _ in range(50)][-1]
+        assert threads_last <= threads  # fewer, where a thread of an earlier test has come to its end
+        assert files_last <= files
 
     @on_disk
     def test_nothing_is_lost_over_many_openings(self, path: Path, engine: str) -> None:

@@ -21,7 +21,7 @@ from qilbee_core.watermark import WATERMARK_NAME, Mark, Watermark, read_slot, sl
 
 OpenHere = Callable[..., Store]
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 STORE_ID = "00112233445566778899aabbccddeeff"
 OTHER_ID = "ff" * 16
 

@@ -27,8 +27,8 @@ _STEPS = 24
 _TEXT_CHARACTERS = 3600
 """As many as it takes to fill a memtable in the course of it."""
 _NEVER = 1 << 60
-_SPACE_BACK_SECONDS_MAX = 10.0
-"""Within that writes must work again once a full disk has space."""
+_SPACE_BACK_SECONDS_MAX = 60.0
+"""Within that writes must work again once a full disk has space, however busy the machine."""
 _shim = ctypes.CDLL(None)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal, NamedTuple
 
+from shared.open_files import copy_open_store
+
 from qilbee_core import QilbeeError, Store, open_store
 from qilbee_core.watermark import WATERMARK_NAME, read_slot
 
@@ -18,7 +20,7 @@ __all__ = ["Damage", "Image", "damage_everywhere", "make_image"]
 
 _AGENTS = ("one", "two")
 _STEPS = 60
-_WATERMARK_SECONDS_MAX = 10.0
+_WATERMARK_SECONDS_MAX = 60.0
 _FLIPS_OF_A_FILE_MIN = 16
 
 Verdict = Literal["noticed", "harmless", "silent"]
@@ -57,7 +59,7 @@ def make_image(directory: Path, settings: Mapping[str, Any], *, seed: int = 1) -
                 store.compact()
         store.flush()
         _await_watermark(store, directory / "live")
-        shutil.copytree(directory / "live", directory / "image")
+        copy_open_store(directory / "live", directory / "image")
     return Image(directory / "image", settings, seed)
 
 
