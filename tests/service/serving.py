@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,10 @@ from qilbeedb.server.settings import ServiceSettings
 
 SCRIPT = Path(sysconfig.get_path("scripts"), "qilbee")
 PASSWORD = "correct horse battery staple"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
+"""How long a test waits for what takes a moment: the machine may be busy. httpx by itself gives up after 5 s."""
+
+get, post = partial(httpx.get, timeout=PATIENCE_S), partial(httpx.post, timeout=PATIENCE_S)
 
 
 class Serving(NamedTuple):

@@ -13,7 +13,7 @@ import pytest
 
 from qilbeedb.accounts import Caller
 
-from .serving import PASSWORD, Serving, serving
+from .serving import PASSWORD, PATIENCE_S, Serving, serving
 
 USER = {"id", "username", "email", "roles", "agents", "is_active", "created_at", "updated_at", "last_login"}
 KEY = {"id", "prefix", "name", "user_id", "created_at", "expires_at", "agents", "permissions"}
@@ -45,7 +45,7 @@ def api(running: Serving) -> httpx.Client:
 @pytest.fixture
 def stranger(running: Serving) -> Iterator[httpx.Client]:
     """A client without credentials."""
-    with httpx.Client(base_url=running.client.base_url) as client:
+    with httpx.Client(base_url=running.client.base_url, timeout=PATIENCE_S) as client:
         yield client
 
 

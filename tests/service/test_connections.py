@@ -115,7 +115,7 @@ def test_a_client_that_goes_away_in_the_middle_harms_nobody(served: Serving) -> 
 
 
 def test_a_connection_without_requests_is_closed_and_one_with_requests_is_kept() -> None:
-    with serving({**EPHEMERAL, "server": {"keep_alive_s": 1, "receive_timeout_s": 600}}) as served:
+    with serving({**EPHEMERAL, "server": {"keep_alive_s": 2, "receive_timeout_s": 600}}) as served:
         served.store.agent_memory("a").store_episode(Episode.observation("a", "tea"))
         with connected(served) as idle, connected(served) as busy:
             for connection in (idle, busy):
@@ -124,7 +124,7 @@ def test_a_connection_without_requests_is_closed_and_one_with_requests_is_kept()
             began_s = time.monotonic()
             idle.settimeout(0)
             closed = False
-            while not closed or time.monotonic() - began_s < 2.5:  # more than twice as long as without requests
+            while not closed or time.monotonic() - began_s < 4.5:  # more than twice as long as without requests
                 busy.sendall(get("/health"))
                 assert statuses(busy, 1) == [200]
                 try:
@@ -137,11 +137,12 @@ def test_a_connection_without_requests_is_closed_and_one_with_requests_is_kept()
 
 
 def whole(connection: socket.socket) -> bytes:
-    """What comes until the server closes the connection."""
-    answer = b""
-    while part := connection.recv(65536):
-        answer += part
-    return answer
+    """What comes until the server closes the connection, whether it has read all that was sent or not."""
+    answer = bytearray()
+    with suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            answer += part
+    return bytes(answer)
 
 
 @contextmanager
@@ -223,7 +224,7 @@ def test_who_lets_the_server_wait_longest_makes_room() -> None:
 
 
 def test_who_takes_nothing_of_an_answer_is_not_waited_for_for_ever() -> None:
-    with serving({**EPHEMERAL, "server": {"receive_timeout_s": 0.3}}) as served:
+    with serving({**EPHEMERAL, "server": {"receive_timeout_s": 2}}) as served, ExitStack() as stack:
         for _ in range(8):
             served.store.agent_memory("a").store_episode(Episode.observation("a", "x" * 1_000_000))
         for request in (
@@ -231,12 +232,13 @@ def test_who_takes_nothing_of_an_answer_is_not_waited_for_for_ever() -> None:
             get("/memory/a/episodes/recent", "connection: close"),
             get("/memory/a/episodes/recent") * 3,
         ):
-            with socket.socket() as connection:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                connection.connect(("127.0.0.1", served.port))
-                connection.sendall(request)
-                assert connection.recv(1, socket.MSG_PEEK)  # it is on its way
-                wait_until(lambda: not served.server.server_state.connections)
+            connection = stack.enter_context(socket.socket())
+            connection.settimeout(PATIENCE_S)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", served.port))
+            connection.sendall(request)
+            assert connection.recv(1, socket.MSG_PEEK)  # it is on its way
+        wait_until(lambda: not served.server.server_state.connections)
 
 
 def test_of_answers_that_nobody_takes_so_many_bytes_are_kept_and_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,8 +251,9 @@ def test_of_answers_that_nobody_takes_so_many_bytes_are_kept_and_the_oldest_go(m
         crowd = [stack.enter_context(socket.socket()) for _ in range(10)]
         for connection in crowd:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(PATIENCE_S)
             connection.connect(("127.0.0.1", served.port))
-            connection.sendall(get("/memory/a/episodes/recent"))
+            connection.sendall(get("/memory/a/episodes/recent", "connection: close"))
             assert connection.recv(1, socket.MSG_PEEK)  # it is on its way
 
         def kept() -> int:
@@ -258,18 +261,17 @@ def test_of_answers_that_nobody_takes_so_many_bytes_are_kept_and_the_oldest_go(m
 
         wait_until(lambda: kept() <= bytes_max)
         assert 1 < len(served.server.server_state.connections) < len(crowd)
-        assert statuses(crowd[-1], 1) == [200]
-        with pytest.raises(ConnectionError):
-            statuses(crowd[0], 1)
+        assert complete(whole(crowd[-1]))
+        assert not complete(whole(crowd[0]))
 
 
 def test_who_takes_an_answer_slowly_gets_all_of_it() -> None:
-    with serving({**EPHEMERAL, "server": {"receive_timeout_s": 0.3}}) as served:
+    with serving({**EPHEMERAL, "server": {"receive_timeout_s": 1.5}}) as served:
         for _ in range(8):
             served.store.agent_memory("a").store_episode(Episode.observation("a", "x" * 1_000_000))
         with connected(served) as connection:
             connection.sendall(get("/memory/a/episodes/recent", "connection: close"))
-            answer, until_s = bytearray(), time.monotonic() + 1.5
+            answer, until_s = bytearray(), time.monotonic() + 4.5
             while part := connection.recv(1 << 16):
                 answer += part
                 if time.monotonic() < until_s:

@@ -104,6 +104,8 @@ def test_to_send_an_episode_again_is_no_access_to_it(tmp_path: Path) -> None:
         now_ns = context.clock_ns()
         context.clock_ns = lambda: now_ns + 60 * 86_400 * 10**9
         assert context.accesses is not None
+        assert served.store._sweeper is not None
+        served.store._sweeper.close()  # nobody else takes what was noted
         context.accesses.take()
         body = {**BODY, "episodeId": episode_id}
         assert served.client.post("/memory/again/episodes", json=body).status_code == 200

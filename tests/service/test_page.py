@@ -10,13 +10,12 @@ from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import Any
 
-import httpx
 import pytest
 
 from qilbee_core import Episode, JSONObject
 from qilbeedb.server.page_routes import CONTENT_SECURITY_POLICY
 
-from .serving import PASSWORD, Serving, login, serving, wait_until
+from .serving import PASSWORD, Serving, get, login, serving, wait_until
 
 FILES = {file.name: file.read_text() for file in (files("qilbeedb.server") / "page").iterdir()}
 DAY = datetime(2026, 3, 2, 10, tzinfo=UTC)
@@ -94,7 +93,7 @@ def test_every_file_is_sent_with_a_policy_that_lets_in_nothing_from_elsewhere(sh
     "name", ["index.html", "nothing.js", "..%2fapp.py", "%2e%2e%2fapp.py", "..%2f..%2fwire.py", "%00"]
 )
 def test_nothing_else_is_sent(shop: Serving, name: str) -> None:
-    answer = httpx.get(f"{shop.client.base_url}/page/{name}")
+    answer = get(f"{shop.client.base_url}/page/{name}")
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/json")
 
 

@@ -22,7 +22,7 @@ from qilbeedb.server.app import ROUTES
 from qilbeedb.server.openapi import document
 from qilbeedb.server.route import Route
 
-from .serving import PASSWORD, raw, script
+from .serving import PASSWORD, PATIENCE_S, get, raw, script
 from .test_hostile import CASES
 
 schemathesis: Any = pytest.importorskip("schemathesis")
@@ -68,7 +68,7 @@ class Fuzzed(NamedTuple):
             suppress_health_check=list(HealthCheck),
         )
         def send(case: Any) -> None:
-            answer = case.call(base_url=self.url, headers=self.headers)
+            answer = case.call(base_url=self.url, headers=self.headers, timeout=PATIENCE_S)
             assert answer.status_code < 500, answer.text
             case.validate_response(answer, checks=CHECKS)
 
@@ -79,7 +79,7 @@ class Fuzzed(NamedTuple):
 def fuzzed(tmp_path: Path) -> Iterator[Fuzzed]:
     """A server with login and without rate limits."""
     with script(tmp_path, QILBEE_ADMIN_PASSWORD=PASSWORD) as (process, url):
-        with httpx.Client(base_url=url) as client:
+        with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
             password = {"username": "admin", "password": PASSWORD}
             token = client.post("/api/v1/auth/login", json=password).json()["access_token"]
             client.headers["Authorization"] = f"Bearer {token}"
@@ -109,4 +109,4 @@ def test_every_operation_answers_as_the_document_says_and_takes_little_memory(fu
     for case in CASES:
         raw(fuzzed.port, case.data)
     assert fuzzed.resident_bytes() - before_bytes < GROWTH_BYTES_MAX
-    assert httpx.get(f"{fuzzed.url}/health").json()["status"] == "healthy"
+    assert get(f"{fuzzed.url}/health").json()["status"] == "healthy"
