@@ -15,7 +15,7 @@ import pytest
 from qilbee_core import Episode, JSONObject
 from qilbeedb.server.page_routes import CONTENT_SECURITY_POLICY
 
-from .serving import PASSWORD, Serving, get, login, serving, wait_until
+from .serving import PASSWORD, PATIENCE_S, Serving, get, login, serving, wait_until
 
 FILES = {file.name: file.read_text() for file in (files("qilbeedb.server") / "page").iterdir()}
 DAY = datetime(2026, 3, 2, 10, tzinfo=UTC)
@@ -49,6 +49,12 @@ def fill(served: Serving) -> None:
     hostile = Episode(HOSTILE, HOSTILE, content, metadata={HOSTILE: HOSTILE}, event_time=DAY)
     served.store.agent_memory(HOSTILE).store_episode(hostile)
     served.store.agent_memory("invoice\u202efdp.exe").store_episode(Episode.observation("invoice\u202efdp.exe", "x"))
+    wait_for_index(served)
+
+
+def wait_for_index(served: Serving) -> None:
+    """Return once all of the agent "shop" is indexed: the page says how much is, and asks once."""
+    wait_until(lambda: not served.store.agent_memory("shop").get_semantic_search_status().pending)
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +136,14 @@ class Page:
         self.driver.get(self.url + where)
 
     def go(self, where: str) -> None:
-        """Go to another address of the page, as a link would."""
-        self.run("location.hash = arguments[0]", where)
+        """Go to another address of the page, as a link would, and come back when the page has begun to show it."""
+        script = """
+            const [where, done] = arguments, before = location.href;
+            addEventListener("hashchange", () => done(), { once: true });
+            location.hash = where;
+            if (location.href === before) done();
+        """
+        self.driver.execute_async_script(script, where)
 
     def run(self, script: str, *arguments: object) -> Any:
         return self.driver.execute_script(script, *arguments)
@@ -159,6 +171,16 @@ class Page:
         """Wait for an element."""
         wait_until(lambda: self.run("return document.querySelector(arguments[0]) !== null", selector))
         return self.driver.find_element("css selector", selector)
+
+    def settles(self) -> None:
+        """Wait until all that is loaded is there: nothing moves any more."""
+        wait_until(lambda: not self.run("return document.querySelector('main [aria-busy]')"))
+
+    def click(self, selector: str, at: int = 0, by: str = "css selector") -> None:
+        """Click on one of these, where it stays."""
+        wait_until(lambda: self.driver.find_elements(by, selector))
+        self.settles()
+        self.driver.find_elements(by, selector)[at].click()
 
     def type(self, *keys: str) -> None:
         """Press keys, whatever has the focus."""
@@ -195,6 +217,7 @@ def chromium() -> Iterator[Any]:
         options.add_argument("--no-sandbox")  # which root cannot have
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
+    driver.set_script_timeout(PATIENCE_S)
     driver.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Europe/Berlin"})
     driver.execute_cdp_cmd("Emulation.setLocaleOverride", {"locale": "en-GB"})
     try:
@@ -206,6 +229,7 @@ def chromium() -> Iterator[Any]:
 def watched(driver: Any, served: Serving) -> Iterator[Page]:
     """The page of a server, whose console has nothing in the end but what was allowed."""
     page = Page(driver, str(served.client.base_url))
+    driver.get("about:blank")  # what is left open from another server may ask that in vain
     driver.get_log("browser")
     yield page
     lines = [line["message"] for line in driver.get_log("browser")]
@@ -265,7 +289,7 @@ def test_a_locked_account_is_sent_to_an_administrator(page: Page, shop: Serving)
 def test_logging_out_ends_the_session_at_the_server_too(page: Page, shop: Serving) -> None:
     page.log_in("reader")
     page.says("shop")
-    page.comes("#who button").click()
+    page.click("#who button")
     page.says("You are logged out.")
     events = shop.client.get("/api/v1/audit-logs", params={"username": "reader"}, headers=login(shop, "admin")).json()
     assert "logout" in {event["action"] for event in events["events"]}
@@ -326,7 +350,7 @@ def test_an_agent_is_shown_with_its_figures_and_the_newest_episodes_page_by_page
     open_page.open("#/agents/shop")
     open_page.says("conversation 24, action 1, observation 1", "26 indexed", "Newest episodes", "20 are shown.")
     assert open_page.texts(".episode a")[:2] == ["Action, 22 Mar 2026, 11:00", "Conversation, 13 Mar 2026, 11:01"]
-    open_page.comes(".results > button").click()
+    open_page.click(".results > button")
     open_page.says("26 episodes, there are no older ones.")
     assert len(open_page.texts(".episode")) == 26
     assert open_page.focused() == open_page.texts(".episode a")[20]
@@ -341,11 +365,11 @@ def test_statistics_over_time_count_every_episode_and_lead_to_those_of_a_day(ope
     open_page.open("#/agents/shop")
     picture = open_page.comes("[role=img]").get_attribute("aria-label")
     assert picture == "Episodes by day, from 2 Mar 2026 to 22 Mar 2026; most, 3, in 2 Mar 2026."
-    open_page.comes(".over-time summary").click()
+    open_page.click(".over-time summary")
     rows = [row.split("\t") for row in open_page.texts(".over-time tbody tr")]
     assert rows[0] == ["22 Mar 2026", "1", "100 %", "0", "1", "0"]
     assert sum(int(row[1]) for row in rows) == 26
-    open_page.driver.find_elements("css selector", ".over-time tbody a")[-1].click()
+    open_page.click(".over-time tbody a", at=-1)
     open_page.says("3 episodes, there are no older ones.", "The customer owns a small cat.")
     assert open_page.run("return document.getElementById('from').value") == "2026-03-02T00:00"
 
@@ -385,7 +409,7 @@ def test_each_way_to_search_finds_and_says_why(open_page: Page, mode: str) -> No
     assert ("48213" if mode == "keyword" else "a small cat") in first
     assert re.search(r"Score \d\.\d{3}: (its|what|the|that)", first)
     assert open_page.run("return document.querySelector('input[name=mode]:checked').value") == mode
-    open_page.comes(".why summary").click()
+    open_page.click(".why summary")
     parts = dict(row.split("\t")[:2] for row in open_page.texts(".episode .why tbody tr") if row)
     score = re.search(r"Score (\d\.\d{3})", first)
     assert score is not None
@@ -427,6 +451,35 @@ def test_filters_narrow_what_is_browsed(open_page: Page) -> None:
     open_page.says("No episode fits these filters.")
 
 
+def test_what_an_answer_has_no_room_for_is_asked_for_and_shown_in_its_place(chromium: Any) -> None:
+    tables: dict[str, dict[str, object]] = {"storage": {"backend": "ephemeral"}, "server": {"answer_bytes_max": 20_000}}
+    with serving({**tables, "search": {"indexing": "background"}}) as served:
+        herons = [Episode.observation("shop", f"heron {'x' * 4000}", event_time=DAY + timedelta(n)) for n in range(30)]
+        served.store.agent_memory("shop").store_episodes(herons)
+        wait_for_index(served)
+        asked = {"query": "heron", "limit": 50}
+        told = served.client.post("/memory/shop/episodes/hybrid-search", json=asked).json()
+        best = [result["episode"]["episodeId"] for result in told["results"]]
+        assert len(best) < 10
+        best += [each["episodeId"] for each in told["left"]]
+        for page in watched(chromium, served):
+            page.open("#/agents/shop?q=heron&mode=hybrid")
+            page.says("30 results, best first.")
+            links = page.run("return [...document.querySelectorAll('[data-item]')].map((a) => a.hash)")
+            assert links == [f"#/agents/shop/episodes/{episode_id}" for episode_id in best]
+            scores = [float(re.findall(r"Score (\d\.\d{3})", text)[0]) for text in page.texts(".episode")]
+            assert scores == sorted(scores, reverse=True)
+            page.go("#/agents/shop")
+            page.click(".over-time summary")
+            assert len(page.texts(".over-time tbody tr")) == 30  # a day each
+            while (shown := len(page.texts(".episode"))) < 30:
+                page.says(f"{shown} are shown.")
+                page.click(".results > button")
+                wait_until(lambda: len(page.texts(".episode")) > shown)  # noqa: B023
+            page.says("30 episodes, there are no older ones.")
+            assert page.texts(".episode a")[-1] == "Observation, 2 Mar 2026, 11:00"
+
+
 def test_a_search_that_finds_nothing_says_what_to_try(open_page: Page) -> None:
     open_page.open("#/agents/shop?q=zzzzqqq&mode=keyword")
     open_page.says("Nothing fits by words.", "Try other words")
@@ -434,16 +487,16 @@ def test_a_search_that_finds_nothing_says_what_to_try(open_page: Page) -> None:
 
 def test_an_episode_is_shown_with_its_history_its_durability_and_what_is_like_it(open_page: Page) -> None:
     open_page.open("#/agents/shop")
-    open_page.comes(".episode a").click()
+    open_page.click(".episode a")
     open_page.says("Action, 22 Mar 2026, 11:00", "survives a power cut", "changed: content", "as it was first stored")
     versions = open_page.texts(".history > li")
     assert [("done" in version, "asked for" in version) for version in versions] == [(True, False), (False, True)]
     assert open_page.texts(".crumbs a") == ["Agents", "shop"]
     open_page.type("u")
-    open_page.says("Newest episodes", "13 Mar 2026")
+    open_page.says("Newest episodes", "Conversation, 13 Mar 2026, 11:01")
     open_page.run("document.querySelectorAll('.episode a')[1].click()")
     open_page.says("It has not been changed since it was stored.")
-    open_page.comes("main button").click()
+    open_page.click("main button")
     open_page.says("Score", "its meaning (100 %)")
 
 
@@ -462,6 +515,7 @@ def test_an_episode_that_is_retired_or_was_never_there_says_so(open_page: Page, 
     memory = open_shop.store.agent_memory("shop")
     retired = memory.store_episode(Episode.observation("shop", "to be retired", event_time=DAY))
     memory.invalidate(retired)
+    wait_for_index(open_shop)
     open_page.open(f"#/agents/shop/episodes/{retired}")
     open_page.says("not current any more", "to be retired")
     open_page.go("#/agents/shop/episodes/0e320ddf-b885-8cee-9a20-3d61bce200c4")
@@ -471,7 +525,7 @@ def test_an_episode_that_is_retired_or_was_never_there_says_so(open_page: Page, 
     (gone,) = (episode for episode in twice.episodes(as_of=kept.transaction_time) if episode.id != kept.id)
     open_page.go(f"#/agents/twice/episodes/{gone.id}")
     open_page.says("in favour of this one")
-    open_page.driver.find_element("link text", "this one").click()
+    open_page.click("this one", by="link text")
     open_page.says("survives a power cut", kept.id)
     open_page.allowed = ["status of 400"]
     open_page.go("#/agents/shop/episodes/no-id")
@@ -484,7 +538,7 @@ def test_health_is_for_everybody_and_the_figures_for_administrators(page: Page) 
     page.log_in("reader", where="#/health")
     page.says("Writes are taken, and become durable in time.", "A power cut could take", "up for")
     page.allowed = ["status of 403"]
-    page.comes("main button").click()
+    page.click("main button")
     page.says("'reader' may not do this")
 
 
@@ -513,6 +567,7 @@ def test_a_server_that_does_not_answer_is_told_and_can_be_tried_again(open_page:
         open_page.go("#/agents/shop")
         open_page.says("The server does not answer. See whether it runs, and try again.")
         open_page.says("no answer", where="#nav")
+        open_page.settles()  # each part has told so
     finally:
         open_page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", {**conditions, "offline": False})
     open_page.run("for (const b of document.querySelectorAll('.refusal button')) b.click()")
@@ -525,11 +580,11 @@ def test_a_server_that_does_not_answer_is_told_and_can_be_tried_again(open_page:
 def test_hostile_agents_episodes_and_addresses_are_text(open_page: Page) -> None:
     open_page.open()
     open_page.says(HOSTILE, "invoice[U+202E]fdp.exe")
-    open_page.driver.find_element("link text", HOSTILE).click()
+    open_page.click(HOSTILE, by="link text")
     open_page.says("Newest episodes", HOSTILE, "javascript:window.hacked=1")
     assert open_page.text("h1") == HOSTILE
-    open_page.comes(".over-time summary").click()
-    open_page.comes(".episode a").click()
+    open_page.click(".over-time summary")
+    open_page.click(".episode a")
     open_page.says("survives a power cut", '"hacked": "<img')
     assert open_page.texts(".content dd")[:3] == [
         HOSTILE,
@@ -547,7 +602,7 @@ def test_hostile_agents_episodes_and_addresses_are_text(open_page: Page) -> None
     ):
         open_page.allowed = ["status of 400"]
         open_page.go(where)
-        wait_until(lambda: not open_page.run("return document.querySelector('main [aria-busy]')"))
+        open_page.settles()
     assert open_page.run("return window.hacked") is None
     assert open_page.run("return document.querySelectorAll('img').length") == 1
     assert open_page.run("return [...document.links].every((a) => a.protocol === 'http:')") is True
@@ -625,9 +680,9 @@ def test_single_keys_can_be_switched_off(open_page: Page) -> None:
     open_page.open()
     open_page.says("4 agents")
     try:
-        open_page.comes("#help").click()
-        open_page.comes("#keys-on").click()
-        open_page.comes("dialog button").click()
+        open_page.click("#help")
+        open_page.click("#keys-on")
+        open_page.click("dialog button")
         open_page.type("h")
         assert open_page.run("return location.hash") == ""
         open_page.open()
@@ -716,15 +771,17 @@ def test_every_view_is_labelled_readable_and_as_wide_as_the_window(page: Page, s
         for where, text in views.items():
             page.go(where)
             page.says(text)
+            page.settles()
             page.run("for (const d of document.querySelectorAll('details')) d.open = true")
             assert page.run(AUDIT) == [], where
         page.go("#/agents/shop")
         page.says("refund")
-        page.comes(".episode a").click()
+        page.click(".episode a")
         page.says("survives a power cut")
+        page.settles()
         page.run("for (const d of document.querySelectorAll('details')) d.open = true")
         assert page.run(AUDIT) == []
-        page.comes("#help").click()
+        page.click("#help")
         assert page.run(AUDIT) == []
     finally:
         page.emulate("setEmulatedMedia", features=[])
