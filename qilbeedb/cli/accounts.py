@@ -20,6 +20,7 @@ from msgspec import UNSET, UnsetType
 from qilbee_core import DataError, InvalidError, NotFoundError, SettingsError, Store, StoreLockedError
 from qilbee_core.cli import moment, open_existing, open_to_look, say, say_aside, table, telling_errors
 from qilbeedb.account_wire import KeyInfo, NewKey, UserInfo
+from qilbeedb.accounts.permissions import check_roles
 from qilbeedb.client import QilbeeDB
 
 __all__ = ["apikey_app", "audit_app", "user_app"]
@@ -71,8 +72,9 @@ def add(
     The password is asked for, or read from standard input where that is no terminal. --role and --agent may be
     repeated; the role is Read where none is given.
     """
+    roles = [*check_roles(role or ["Read"])]  # nobody shall think of a password in vain
     with _place(data, config, url, as_user) as place:
-        made = place.create_user(name, _new_password(), email=email, roles=role or ["Read"], agents=agent or None)
+        made = place.create_user(name, _new_password(), email=email, roles=roles, agents=agent or None)
     say(f"{made.username} is made: {', '.join(made.roles)}, id {made.id}")
 
 

@@ -29,7 +29,7 @@ def qilbee(*arguments: str, given: str = "", **environ: str) -> subprocess.Compl
         input=given,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
         env={**os.environ, "COLUMNS": "250", **environ},
     )
@@ -103,7 +103,8 @@ def test_a_key_alone_goes_to_standard_output_and_works_until_it_is_revoked(data:
         (["user", "add", "ann"], "short", "shorter than 8"),
         (["user", "add", "a b"], PASSWORD, "is no username"),
         (["user", "add", "admin"], PASSWORD, "take another name"),
-        (["user", "add", "ann", "--role", "Root"], PASSWORD, "the roles are"),
+        (["user", "add", "ann", "--role", "Read", "--role", "Root"], PASSWORD, "the roles are"),
+        (["user", "add", "ann", "--role", "Root"], "", "the roles are"),  # and no password is asked for
         (["user", "passwd", "nobody"], PASSWORD, "qilbee user list"),
         (["user", "disable", "admin"], "", "somebody else an Admin first"),
         (["apikey", "create", "x", "--user", "nobody"], "", "qilbee user list"),
@@ -154,7 +155,7 @@ def url(data: str) -> Iterator[str]:
     assert "http://" in line
     yield "http://" + line.partition("http://")[2].partition(",")[0].strip()
     server.send_signal(signal.SIGTERM)
-    server.wait(30)
+    server.wait(120)
     server.stdout.close()
 
 

@@ -66,7 +66,7 @@ def test_nobody_has_a_hash_like_any_other_and_no_password() -> None:
 
 
 def test_at_most_two_hashes_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    running, most, lock = 0, 0, threading.Lock()
+    running, most, lock, two = 0, 0, threading.Lock(), threading.Barrier(2)
 
     class Slow:
         @staticmethod
@@ -75,7 +75,8 @@ def test_at_most_two_hashes_are_made_at_once(monkeypatch: pytest.MonkeyPatch) ->
             with lock:
                 running += 1
                 most = max(most, running)
-            time.sleep(0.01)
+            two.wait(30)  # for one more, who may
+            time.sleep(0.01)  # and a third, who may not
             with lock:
                 running -= 1
             return password
@@ -85,5 +86,5 @@ def test_at_most_two_hashes_are_made_at_once(monkeypatch: pytest.MonkeyPatch) ->
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert most == 2

@@ -6,7 +6,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,8 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from shared.ports import ReservedPort
+
 PASSWORD = "correct horse battery staple"
-_PATIENCE_S = 30.0
+_PATIENCE_S = 120.0
 _PROGRAM = """
 import json, sys
 from qilbeedb.server.serve import serve
@@ -31,25 +32,33 @@ class Server:
         self,
         directory: Path,
         *,
-        port: int | None = None,
+        port: int = 0,
         password: str = PASSWORD,
         tables: Mapping[str, Mapping[str, object]] | None = None,
     ) -> None:
         self.directory = directory
-        self.port = port or free_port()
+        self._reserved = ReservedPort(port)
+        self.port = self._reserved.number
         self._password = password
         self._tables = {name: dict(table) for name, table in (tables or {}).items()}
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self._reserved.close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._process is not None:
-            self.stop()
+        try:
+            if self._process is not None:
+                self.stop()
+        finally:
+            self._reserved.close()
 
     @property
     def url(self) -> str:
@@ -104,11 +113,3 @@ class Server:
             self._process.stdout.close()
         self._process = None
         return code
-
-
-def free_port() -> int:
-    """A port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

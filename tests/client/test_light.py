@@ -51,7 +51,7 @@ def run(environment: Path, program: str, *arguments: str) -> str:
         [sys.executable, "-I", "-S", "-W", "error", "-c", start + program, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
 import pytest
+from shared.ports import ReservedPort
 
 from qilbeedb import AsyncQilbeeDB, QilbeeDB
 from qilbeedb.exceptions import OutcomeUnknownError, QilbeeError, UnavailableError
 from qilbeedb.memory import JSON, Episode
 
 from .proxy import FAULTS, Fault, Proxy
-from .serving import PASSWORD, Server, free_port
+from .serving import PASSWORD, Server
 
 STORES = 200
 _AT_ONCE = 8
 
 
 def config(url: str, *, retries: int = 12) -> dict[str, object]:
-    return {"uri": url, "timeout": 0.4, "retries": retries}
+    return {"uri": url, "retries": retries}
+
+
+def impatient(url: str) -> dict[str, object]:
+    """For answers that are late. It gives up early, but not so early that a busy machine is too late by itself."""
+    return {**config(url), "timeout": 1.0}
 
 
 def contents(url: str, agent: str) -> Counter[JSON]:
@@ -38,9 +44,9 @@ def contents(url: str, agent: str) -> Counter[JSON]:
         return found
 
 
-def store_all(url: str, agent: str) -> list[str]:
+def store_all(target: dict[str, object], agent: str) -> list[str]:
     """Store 200 episodes with some at once."""
-    with QilbeeDB(config(url)) as db, ThreadPoolExecutor(_AT_ONCE) as pool:
+    with QilbeeDB(target) as db, ThreadPoolExecutor(_AT_ONCE) as pool:
         db.login("admin", PASSWORD)
         memory = db.agent_memory(agent)
         episodes = [Episode(agent, "count", {"number": number}) for number in range(STORES)]
@@ -49,8 +55,8 @@ def store_all(url: str, agent: str) -> list[str]:
         return ids
 
 
-async def store_all_async(url: str, agent: str) -> list[str]:
-    async with AsyncQilbeeDB(config(url)) as db:
+async def store_all_async(target: dict[str, object], agent: str) -> list[str]:
+    async with AsyncQilbeeDB(target) as db:
         await db.login("admin", PASSWORD)
         memory = db.agent_memory(agent)
         turn = asyncio.Semaphore(_AT_ONCE)
@@ -64,8 +70,8 @@ async def store_all_async(url: str, agent: str) -> list[str]:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_store_is_stored_once_whatever_the_network_does(server: Server, fault: Fault) -> None:
-    with Proxy(server.port, fault) as proxy:
-        store_all(proxy.url, f"sync {fault}")
+    with Proxy(server.port, fault, late_s=2.5) as proxy:
+        store_all(impatient(proxy.url) if fault == "late" else config(proxy.url), f"sync {fault}")
     assert proxy.struck > STORES // 10
     assert contents(server.url, f"sync {fault}") == Counter[JSON](range(STORES))
 
@@ -79,15 +85,16 @@ def test_the_faults_would_store_twice_what_has_no_id_of_its_own(server: Server, 
     with Proxy(server.port, fault, late_s=0.2) as proxy, httpx.Client(base_url=proxy.url, timeout=0.1) as http:
         while stored < 50:
             body = {"agentId": agent, "episodeType": "count", "content": {"number": stored}}
-            with contextlib.suppress(httpx.TransportError):
+            with suppress(httpx.TransportError):
                 stored += http.post(f"/memory/{agent}/episodes", json=body, headers=headers).is_success
     assert contents(server.url, agent).total() > 50
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_store_is_stored_once_with_asyncio_too(server: Server, fault: Fault) -> None:
-    with Proxy(server.port, fault) as proxy:
-        ids = asyncio.run(store_all_async(proxy.url, f"async {fault}"))
+    with Proxy(server.port, fault, late_s=2.5) as proxy:
+        target = impatient(proxy.url) if fault == "late" else config(proxy.url)
+        ids = asyncio.run(store_all_async(target, f"async {fault}"))
     assert proxy.struck > STORES // 10
     assert len(set(ids)) == STORES
     assert contents(server.url, f"async {fault}") == Counter[JSON](range(STORES))
@@ -96,24 +103,26 @@ def test_each_store_is_stored_once_with_asyncio_too(server: Server, fault: Fault
 @pytest.mark.parametrize("fault", [None, "dropped", "reset"])
 def test_each_store_is_stored_once_while_the_server_is_killed(tmp_path: Path, fault: Fault | None) -> None:
     with Server(tmp_path) as server, Proxy(server.port, fault) as proxy:
-        kills = 0
         is_done = threading.Event()
 
-        def kill_now_and_then() -> None:
-            nonlocal kills
-            while not is_done.wait(0.15) and kills < 3:
+        def kill_now_and_then() -> int:
+            kills = 0
+            for requests in (20, 70, 120):
+                while proxy.requests < requests:
+                    if is_done.wait(0.001):
+                        return kills
                 server.kill()
                 server.start()
                 kills += 1
+            return kills
 
-        killer = threading.Thread(target=kill_now_and_then)
-        killer.start()
-        try:
-            store_all(proxy.url, "agent")
-        finally:
-            is_done.set()
-            killer.join()
-        assert kills > 0
+        with ThreadPoolExecutor(1) as pool:
+            killing = pool.submit(kill_now_and_then)
+            try:
+                store_all(config(proxy.url, retries=50), "agent")
+            finally:
+                is_done.set()
+            assert killing.result() > 0
         assert contents(server.url, "agent") == Counter[JSON](range(STORES))
         server.kill()
         server.start()
@@ -161,7 +170,7 @@ def test_what_would_happen_twice_is_told_instead_of_repeated(server: Server) -> 
 
 
 def test_a_server_that_is_not_there_is_an_error_that_names_it() -> None:
-    with QilbeeDB(config(f"http://127.0.0.1:{free_port()}", retries=1)) as db:
+    with closing(ReservedPort()) as port, QilbeeDB(config(f"http://127.0.0.1:{port.number}", retries=1)) as db:
         memory = db.agent_memory("bot")
         with pytest.raises(UnavailableError, match="ConnectError"):
             memory.store_episode(Episode.observation("bot", "nobody hears"))

@@ -59,7 +59,8 @@ def make_stale(db: QilbeeDB | AsyncQilbeeDB) -> None:
 def break_token(db: QilbeeDB) -> None:
     """As if the server had changed its mind about the access token."""
     tokens = tokens_of(db)
-    credentials_of(db).tokens = tokens._replace(access=tokens.access[:-4] + "AAAA")
+    end = "AAAA" if tokens.access[-4] != "A" else "BAAA"
+    credentials_of(db).tokens = tokens._replace(access=tokens.access[:-4] + end)
 
 
 # Sessions

@@ -6,9 +6,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from fcntl import LOCK_EX, flock
 from pathlib import Path
-from tempfile import gettempdir
 
 import pytest
 from shared import specification
@@ -20,17 +18,30 @@ from qilbeedb.memory import AgentMemory, Episode
 from .serving import Server
 
 PORT = 7474
+PATIENCE_S = 600.0
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    with (Path(gettempdir()) / f"qilbeedb-test-{PORT}.lock").open("w") as turn:
-        flock(turn, LOCK_EX)  # there is one such port, and tests run side by side
+    # There is one such port, and tests run side by side. This name is had once too, by whoever's turn it is.
+    with socket.socket(socket.AF_UNIX) as turn:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not is_bound(turn, f"\0qilbeedb-test-{PORT}"):
+            assert time.monotonic() < deadline_s, "the tests of another process do not end"
+            time.sleep(0.05)
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", PORT)) == 0:
                 pytest.skip("somebody else listens on port 7474 of this machine")
         with Server(tmp_path, port=PORT, password="password") as server:
             yield server
+
+
+def is_bound(turn: socket.socket, name: str) -> bool:
+    try:
+        turn.bind(name)
+    except OSError:
+        return False
+    return True
 
 
 def test_every_snippet_runs_as_written_and_in_this_order(server: Server, capsys: pytest.CaptureFixture[str]) -> None:

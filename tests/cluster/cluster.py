@@ -16,13 +16,15 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-__all__ = ["PATIENCE_S", "TTL_S", "Cluster", "Node", "until", "why_not"]
+__all__ = ["PATIENCE_S", "TTL_S", "Cluster", "Node", "found", "until", "why_not"]
+
+T = TypeVar("T")
 
 PATIENCE_S = 120.0
 TTL_S = 10
@@ -55,6 +57,15 @@ def until(condition: Callable[[], bool], what: str) -> float:
             raise AssertionError(f"{what}: it did not come to that in {PATIENCE_S:.0f} s")
         time.sleep(_TICK_S)
     return time.monotonic()
+
+
+def found(find: Callable[[], T | None], what: str) -> T:
+    """What ``find`` gives, once it gives something: a node that is slow to answer is asked again."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (value := find()) is None:
+        assert time.monotonic() < deadline, f"{what}: there is none in {PATIENCE_S:.0f} s"
+        time.sleep(_TICK_S)
+    return value
 
 
 class Node:
@@ -139,7 +150,8 @@ class Cluster:
         if os.getuid() == 0:
             shutil.chown(self.directory, "nobody", "nogroup")
             self._user = {"user": "nobody", "group": "nogroup", "extra_groups": []}
-        ports = _free_ports(8)
+        self._reserved = [_reserved_port() for _ in range(8)]
+        ports: list[int] = [each.getsockname()[1] for each in self._reserved]
         self._etcd_port, self._etcd_peer_port = ports[6:]
         self._etcd: subprocess.Popen[bytes] | None = None
         self.nodes = [Node(f"node{n}", self.directory, ports[n], ports[n + 3]) for n in range(3)]
@@ -207,6 +219,8 @@ class Cluster:
             self._etcd.kill()
             self._etcd.wait()
             self._etcd = None
+        for each in self._reserved:
+            each.close()
         # PostgreSQL's children end by themselves when they see that their parent is gone, and write until then.
         for _ in range(50):
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -216,12 +230,12 @@ class Cluster:
 
     def primary(self, among: Sequence[Node] = ()) -> Node | None:
         """Who takes writes now; None where nobody does, or where that is not agreed on."""
-        found = [
+        primaries = [
             node
             for node in among or self.nodes
             if (status := node.status()).get("role") in ("master", "primary") and status.get("state") == "running"
         ]
-        return found[0] if len(found) == 1 else None
+        return primaries[0] if len(primaries) == 1 else None
 
     def takes_writes(self, among: Sequence[Node] = ()) -> bool:
         """Whether one of them is the primary and has a standby that it can wait for."""
@@ -252,9 +266,7 @@ class Cluster:
         """Ask the primary, as its superuser, whose commits wait for nobody."""
         import psycopg
 
-        primary = self.primary()
-        assert primary is not None, "there is no primary"
-        url = f"postgresql://{_USER}@127.0.0.1:{primary.port}/{database}"
+        url = f"postgresql://{_USER}@127.0.0.1:{found(self.primary, 'a primary').port}/{database}"
         with psycopg.connect(url, autocommit=True, options="-c synchronous_commit=local") as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
@@ -319,19 +331,11 @@ class Cluster:
         }
 
 
-def _free_ports(count: int) -> list[int]:
-    with _bound(count) as sockets:
-        return [each.getsockname()[1] for each in sockets]
-
-
-@contextmanager
-def _bound(count: int) -> Iterator[list[socket.socket]]:
-    """So many sockets at once, so that no two have one port."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        yield sockets
-    finally:
-        for each in sockets:
-            each.close()
+def _reserved_port() -> socket.socket:
+    """A socket bound to a port of its own, which nobody else is given until it is closed, while the servers, who set
+    SO_REUSEADDR, can listen there, again and again.
+    """
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    return reserved

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from qilbee_core import open_store
 
-from .cluster import Cluster, until
+from .cluster import Cluster, found, until
 from .ledger import Writers, judge
 
 __all__ = ["FAILURES", "STATEMENT_TIMEOUT_MS", "Outcome", "fail"]
@@ -74,8 +74,7 @@ def fail(cluster: Cluster, failure: str, seed: int) -> Outcome:
 
 def _standby(cluster: Cluster, writers: Writers) -> tuple[float, list[str]]:
     """``kill -9`` of the PostgreSQL that the primary waits for."""
-    node = cluster.synchronous_standby()
-    assert node is not None
+    node = found(cluster.synchronous_standby, "a synchronous standby")
     failed_s = time.monotonic()
     node.kill_postgres()
     writers.wait_for(_STORES, failed_s)
@@ -86,8 +85,7 @@ def _standby(cluster: Cluster, writers: Writers) -> tuple[float, list[str]]:
 
 def _primary(cluster: Cluster, writers: Writers) -> tuple[float, list[str]]:
     """``kill -9`` of everything on the node of the primary."""
-    node = cluster.primary()
-    assert node is not None
+    node = found(cluster.primary, "a primary")
     node.kill()
     others = [each for each in cluster.nodes if each is not node]
     able_s = until(lambda: cluster.takes_writes(others), "another primary")
@@ -100,8 +98,7 @@ def _primary(cluster: Cluster, writers: Writers) -> tuple[float, list[str]]:
 
 def _crash(cluster: Cluster, writers: Writers) -> tuple[float, list[str]]:
     """``kill -9`` of the primary's PostgreSQL, which its Patroni starts again."""
-    node = cluster.primary()
-    assert node is not None
+    node = found(cluster.primary, "a primary")
     node.kill_postgres()
     failed_s = time.monotonic()
     writers.wait_for(_STORES, failed_s)
@@ -112,8 +109,7 @@ def _crash(cluster: Cluster, writers: Writers) -> tuple[float, list[str]]:
 
 def _frozen(cluster: Cluster, writers: Writers) -> tuple[float, list[str]]:
     """SIGSTOP of everything on the node of the primary. It goes on when another one has taken its place."""
-    node = cluster.primary()
-    assert node is not None
+    node = found(cluster.primary, "a primary")
     node.freeze()
     others = [each for each in cluster.nodes if each is not node]
     able_s = until(lambda: cluster.takes_writes(others), "another primary")
@@ -132,8 +128,7 @@ def _frozen(cluster: Cluster, writers: Writers) -> tuple[float, list[str]]:
 
 def _standbys(cluster: Cluster, writers: Writers) -> tuple[float, list[str]]:
     """``kill -9`` of everything on both other nodes; some of the waits for them are cancelled."""
-    primary = cluster.primary()
-    assert primary is not None
+    primary = found(cluster.primary, "a primary")
     others = [each for each in cluster.nodes if each is not primary]
     for node in others:
         node.kill()

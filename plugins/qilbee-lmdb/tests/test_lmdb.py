@@ -207,7 +207,7 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """
     code = textwrap.dedent(prelude) + textwrap.dedent(script)
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
     )
 
 

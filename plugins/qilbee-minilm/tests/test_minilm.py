@@ -84,7 +84,7 @@ def test_a_store_finds_by_it(tmp_path: Path) -> None:
         memory = store.agent_memory("bot")
         memory.store_episode(Episode.observation("bot", "My cat and two parrots sleep on the sofa."))
         memory.store_episode(Episode.observation("bot", "The tax office wrote again."))
-        deadline_s = time.monotonic() + 30
+        deadline_s = time.monotonic() + 120
         while memory.get_semantic_search_status().vectors_pending:
             assert time.monotonic() < deadline_s
             time.sleep(0.01)

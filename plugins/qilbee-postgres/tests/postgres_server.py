@@ -10,7 +10,6 @@ import atexit
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -21,8 +20,9 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from shared.ports import ReservedPort
 
-_PATIENCE_S = 30.0
+_PATIENCE_S = 120.0
 _VARIABLE = "QILBEE_TEST_POSTGRES"
 
 
@@ -44,9 +44,8 @@ class Server:
         self._programs = found
         self._settings = settings
         self.directory = Path(tempfile.mkdtemp(prefix="qilbee-postgres-"))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self._reserved = ReservedPort()
+        self.port = self._reserved.number
         # initdb and postgres refuse to run as root.
         self._user: dict[str, str | int | list[int]] = {}
         if os.getuid() == 0:
@@ -100,17 +99,20 @@ class Server:
         if self._process.poll() is None:
             self.thaw()
             self.kill()
+        self._reserved.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _signal(self, number: signal.Signals) -> None:
-        for pid in self._pids():
+        parent = self._process.pid
+        os.kill(parent, number)
+        if number == signal.SIGSTOP:  # it has no more children from then on
+            deadline = time.monotonic() + _PATIENCE_S
+            while Path(f"/proc/{parent}/stat").read_text().rpartition(") ")[2][0] != "T":
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+        for pid in map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split()):
             with suppress(ProcessLookupError):  # the process of a connection ends when its client is gone
                 os.kill(pid, number)
-
-    def _pids(self) -> list[int]:
-        parent = self._process.pid
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        return [parent, *map(int, children)]
 
     def _started(self) -> subprocess.Popen[bytes]:
         options = [f"-p{self.port}", "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]

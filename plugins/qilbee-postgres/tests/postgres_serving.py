@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 PASSWORD = "correct horse battery staple"
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 _SCRIPT = Path(sysconfig.get_path("scripts"), "qilbee")
 
 

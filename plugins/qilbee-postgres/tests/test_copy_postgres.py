@@ -44,7 +44,7 @@ from qilbeedb.cli import app
 pytestmark = needs_postgres
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 HEADER = b"\x01header"
 
 
@@ -193,6 +193,7 @@ def test_of_a_store_that_others_write_to_an_instant_is_copied(url: str, tmp_path
     writer.start()
     try:
         while stored < 20:
+            assert writer.is_alive()
             enough.wait(0.01)
         at_least = stored
         report = copy_store(url, tmp_path / "copy")

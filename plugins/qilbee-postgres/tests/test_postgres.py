@@ -39,7 +39,7 @@ from qilbee_core import (
 
 pytestmark = needs_postgres
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 
 def options(url: str, durability: str = "interval", **engine: str | int) -> BackendOptions:
@@ -55,6 +55,12 @@ def url() -> str:
 def backend(url: str) -> Iterator[PostgresBackend]:
     with closing(PostgresBackend(options(url))) as backend:
         yield backend
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that look who waits for a lock: nobody indexes meanwhile, who would wait for it too."""
+    monkeypatch.setenv("QILBEE_SEARCH_INDEXING", "off")
 
 
 @pytest.fixture
@@ -259,8 +265,8 @@ def _cancelled(url: str, write: Callable[[], object]) -> BaseException:
             caught.append(error)
 
     thread = threading.Thread(target=run)
-    thread.start()
     with psycopg.connect(url, autocommit=True) as other:
+        thread.start()  # now that whoever cancels is there: the write has a deadline
         cancel = "select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'"
 
         def has_ended() -> bool:  # who waits may be one of before, whose client has given up
@@ -318,7 +324,7 @@ class TestFailures:
 
     def test_a_write_that_a_frozen_server_leaves_open_ends_by_its_deadline_as_unknown(self, own_server: Server) -> None:
         url = own_server.database("memory")
-        with closing(PostgresBackend(options(url, statement_timeout_ms=1000))) as backend:
+        with closing(PostgresBackend(options(url, statement_timeout_ms=3000))) as backend:
             put(backend, (b"a", b"1"))
             own_server.freeze()
             try:
@@ -406,7 +412,7 @@ class TestFailures:
     def test_who_has_waited_too_long_takes_the_other_connections_to_the_same_server_along(
         self, own_server: Server
     ) -> None:
-        with closing(PostgresBackend(options(own_server.database("memory"), statement_timeout_ms=1000))) as backend:
+        with closing(PostgresBackend(options(own_server.database("memory"), statement_timeout_ms=3000))) as backend:
             together = threading.Barrier(4)
 
             def ask(_: Connection) -> None:
@@ -442,20 +448,21 @@ class TestFailures:
             finally:
                 own_server.thaw()
             thread.join(PATIENCE_S)
-            assert store.health().ok
+            until(lambda: store.health().ok)  # others may have waited for an answer too
 
     def test_a_host_that_does_not_answer_is_asked_last_from_then_on(self, own_server: Server) -> None:
         url = own_server.database("memory")
         with socket.create_server(("127.0.0.1", 0)) as silent:
             silent.setblocking(False)
             both = url.replace("127.0.0.1:", f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:")
-            with closing(PostgresBackend(options(both, connect_timeout_ms=1000))) as backend:
+            with closing(PostgresBackend(options(both, connect_timeout_ms=3000))) as backend:
                 silent.accept()[0].close()
                 for _ in range(3):
                     backend.snapshot().get(b"a")  # a connection of its own
                 with pytest.raises(BlockingIOError):
                     silent.accept()
 
+    @pytest.mark.usefixtures("alone")
     def test_a_connection_lost_during_a_commit_is_unknown_and_the_same_episode_is_stored_once(self, url: str) -> None:
         with open_store(url) as store, psycopg.connect(url, autocommit=True) as other:
             memory = store.agent_memory("bot")
@@ -510,6 +517,7 @@ class TestFailures:
             thread.join(PATIENCE_S)
         assert synced() == before + 5
 
+    @pytest.mark.usefixtures("alone")
     def test_flush_waits_for_the_standby_where_a_retry_found_what_a_write_of_unknown_end_left(
         self, own_server: Server
     ) -> None:

@@ -37,7 +37,7 @@ def test_the_memory_tests_pass_on_it() -> None:
         env=variables,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:]

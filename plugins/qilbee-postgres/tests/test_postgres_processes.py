@@ -64,11 +64,12 @@ def test_a_process_that_is_killed_while_it_stores_leaves_whole_writes() -> None:
     url = fresh_url()
     with open_store(url) as store:
         writer = subprocess.Popen([sys.executable, WRITER, url, "heron", "one", "100000"])
-        memory, deadline = store.agent_memory("one"), time.monotonic() + PATIENCE_S
-        while memory.get_statistics().total_episodes < 30:
+        memory, deadline, beside = store.agent_memory("one"), time.monotonic() + PATIENCE_S, 0
+        while memory.get_statistics().total_episodes < beside + 30:
             assert time.monotonic() < deadline
             try:
                 memory.store_episode(Episode.observation("one", "beside"))
+                beside += 1
             except (OutcomeUnknownError, StorageError) as error:
                 pytest.fail(f"a writer beside it was disturbed: {error}")
         writer.kill()
