@@ -20,7 +20,7 @@ from msgspec.structs import FieldInfo, fields, force_setattr
 
 from qilbee_core.durability import DurabilityLevel
 from qilbee_core.episode import MemoryType
-from qilbee_core.errors import SettingsError
+from qilbee_core.errors import SettingsError, shown
 
 __all__ = [
     "CompressionScope",
@@ -328,11 +328,11 @@ def check_settings(table: str, settings: Struct) -> None:
 def _convert(name: str, value: object, field: FieldInfo, *, strict: bool) -> object:
     try:
         return msgspec.convert(value, type=field.type, strict=strict)
-    except msgspec.ValidationError as error:
+    except (ValueError, TypeError, AttributeError) as error:  # the last ones for what no TOML and no variable can hold
         choices = _choices(field.type)
         remedy = f"use one of {', '.join(choices)}" if choices else None
         # The table of an embedder or a policy may hold a secret key, a dsn a password.
-        said = "" if field.name in {"dsn", "embedders", "policies"} else f" is {value!r}"
+        said = "" if field.name in {"dsn", "embedders", "policies"} else f" is {shown(value)}"
         raise SettingsError(f"{name}{said}: {error}", remedy=remedy) from error
 
 

@@ -56,7 +56,7 @@ def us_of_datetime(moment: datetime) -> int:
     >>> us_of_datetime(datetime(1970, 1, 1, 0, 0, 1))
     1000000
     """
-    if moment.tzinfo is None:
+    if moment.utcoffset() is None:  # also of a zone that does not know
         moment = moment.replace(tzinfo=UTC)
     return (moment - UNIX_EPOCH) // _MICROSECOND
 

@@ -67,9 +67,9 @@ def check_limit(limit: int) -> None:
 
 
 def check_text(value: object, name: str, bytes_max: int) -> None:
-    """Refuse what is not text of 1 to ``bytes_max`` bytes."""
+    """Refuse what is not text of 1 to ``bytes_max`` bytes; a text of a class of its own is none that comes back."""
     try:
-        length = len(value.encode()) if isinstance(value, str) else -1
+        length = len(value.encode()) if type(value) is str else -1
     except UnicodeEncodeError:
         raise InvalidError(f"{name} holds a lone surrogate", remedy="replace it: it is not a character") from None
     if not 1 <= length <= bytes_max:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qilbee_core.catalog import find_store_id
 from qilbee_core.config import Settings
-from qilbee_core.errors import InvalidError, ProviderNotFoundError, SettingsError
+from qilbee_core.errors import InvalidError, ProviderNotFoundError, SettingsError, shown
 from qilbee_core.interfaces import (
     BackendOptions,
     MayOpen,
@@ -41,7 +41,7 @@ def open_backend(
 ) -> tuple[StorageBackend, Watermark | None]:
     """The engine, and the watermark of one that keeps files and may change them."""
     if recover not in (None, "tail"):
-        raise InvalidError(f"recover is {recover!r}", remedy='give "tail", or leave it out')
+        raise InvalidError(f"recover is {shown(recover)}", remedy='give "tail", or leave it out')
     check_flag(read_only, "read_only")
     check_flag(create, "create")
     if recover is not None and read_only:

@@ -16,7 +16,7 @@ import pluggy
 
 from qilbee_core import builtin
 from qilbee_core.episode import ConsolidationResult, Episode
-from qilbee_core.errors import PluginError, ProviderNotFoundError, QilbeeError, SettingsError
+from qilbee_core.errors import PluginError, ProviderNotFoundError, QilbeeError, SettingsError, shown
 from qilbee_core.hookspecs import PROJECT_NAME, HookSpecs
 from qilbee_core.interfaces import Codec, ConsolidationPolicy, Embedder, Provider, Serializer, StorageBackend
 
@@ -42,11 +42,11 @@ class Registry(Generic[T]):
 
         ``distribution`` is the package that provided it once, where that is known.
         """
-        provider = self.providers.get(name)
+        provider = self.providers.get(name) if isinstance(name, str) else None
         if provider is None:
-            package = distribution or f"the package that provides {name!r}"
+            package = distribution or f"the package that provides {shown(name)}"
             raise ProviderNotFoundError(
-                f"no {self.kind} {name!r}; installed are {', '.join(sorted(self.providers))}",
+                f"no {self.kind} {shown(name)}; installed are {', '.join(sorted(self.providers))}",
                 remedy=f"pip install {package}" if distribution else f"check the name, or install {package}",
             )
         return provider

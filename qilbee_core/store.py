@@ -27,6 +27,7 @@ from qilbee_core.errors import (
     ReadOnlyError,
     StoreClosedError,
     WriteStallError,
+    shown,
 )
 from qilbee_core.health import DiskSpace, Health
 from qilbee_core.interfaces import (
@@ -202,6 +203,8 @@ class Store:
         where ``target`` exists.
         """
         self._check_open()
+        if not isinstance(target, str | os.PathLike) or "\0" in str(target):
+            raise InvalidError(f"target is {shown(target)}", remedy="give the path of a directory")
         return checkpoint(self._backend, Path(self.settings.storage.data_path), Path(target))
 
     def stats(self) -> Mapping[str, JSON]:
@@ -406,6 +409,8 @@ def open_store(
     settings = settings_of(target, overrides)
     if plugins is None:
         plugins = load_plugins(disabled=settings.plugins.disabled)
+    elif not isinstance(plugins, Plugins):
+        raise InvalidError(f"plugins is {type(plugins).__name__}", remedy="give what load_plugins() made")
     if settings.memory.consolidation_interval_hours is not None:
         plugins.policies.find(settings.memory.consolidation_policy)
     embedder = None if settings.search.indexing == "off" else _embedder(plugins, settings, settings.search.embedder)
@@ -433,5 +438,6 @@ def _embedder(
     """The embedder of that name; None for the table of words, which needs no vectors."""
     if name == "static":
         return None
+    plugins.embedders.find(name)
     given: dict[str, Any] = {**settings.search.embedders.get(name, {}), **options}
     return plugins.embedders.create(name, **given)

@@ -7,6 +7,7 @@ import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,6 +141,12 @@ def test_an_engine_that_cannot_is_named(open_here: OpenHere, tmp_path: Path, eng
         open_here().checkpoint(tmp_path / "copy")
     assert "close it" in caught.value.remedy
     assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("target", [None, 7, b"copy", ["copy"], "a\0b"])
+def test_a_copy_goes_to_a_path(open_here: OpenHere, target: Any) -> None:
+    with pytest.raises(InvalidError, match=r"^target is .*: give the path of a directory$"):
+        open_here().checkpoint(target)
 
 
 def test_a_store_that_is_closed_is_not_copied(open_here: OpenHere, tmp_path: Path) -> None:

@@ -277,6 +277,28 @@ def test_a_value_of_a_wrong_type_or_out_of_bounds_is_refused_whichever_way_it_co
             attempt()
 
 
+def test_what_no_file_could_hold_is_refused_too_and_told_in_short() -> None:
+    nested: list[Any] = []
+    for _ in range(1_000):
+        nested = [nested]
+    for key in WRONG:
+        for value in (10**5_000, nested, range(3), "\ud800", "x" * 1_000_000):
+            if isinstance(value, str) and key in ("data_path", "backend", "dsn", "serializer", "compression_type"):
+                continue  # a text like others, as far as the settings know
+            with pytest.raises(SettingsError, match=rf"^storage\.{key}") as caught:
+                StorageSettings(**{key: value})  # type: ignore[arg-type]
+            assert len(caught.value.message.partition(": ")[0]) < 200
+
+
+@pytest.mark.parametrize(
+    "recover", [10**5_000, "x" * 1_000_000, ["tail"], True], ids=lambda value: type(value).__name__
+)
+def test_a_recovery_that_nobody_knows_is_refused_in_short(recover: Any) -> None:
+    with pytest.raises(InvalidError, match='give "tail", or leave it out') as caught:
+        open_store(backend="ephemeral", recover=recover)
+    assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize("value", ["acme", None, [7], {}, 7])
 def test_what_is_no_list_of_names_is_refused_as_disabled_plugins(value: object) -> None:
     attempts: list[Callable[[], object]] = [

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,6 +78,23 @@ def test_a_store_uses_what_it_is_given() -> None:
 
 
 # What is refused
+
+
+@pytest.mark.parametrize("plugins", [7, "acme", [ReversePlugin()]], ids=lambda value: type(value).__name__)
+def test_a_store_takes_plugins_as_they_are_loaded(plugins: Any) -> None:
+    with pytest.raises(InvalidError, match=r"load_plugins\(\)"):
+        open_store(backend="ephemeral", plugins=plugins)
+
+
+@pytest.mark.parametrize(
+    "name", [None, 7, b"lz4", ["lz4"], {"lz4": 1}, 10**5_000, "x" * 1_000_000], ids=lambda name: type(name).__name__
+)
+def test_what_cannot_be_a_name_is_not_found_and_told_in_short(name: Any) -> None:
+    plugins = load_plugins()
+    for registry in (plugins.backends, plugins.codecs, plugins.serializers, plugins.embedders, plugins.policies):
+        with pytest.raises(ProviderNotFoundError) as caught:
+            registry.find(name)
+        assert len(str(caught.value)) < 1_000
 
 
 def test_a_misspelt_hook_is_named() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import datetime
 from functools import partial
-from math import isfinite
+from math import inf
 from typing import Protocol
 
 from qilbee_core.episode import Episode
@@ -218,5 +218,7 @@ def check_query(query: object) -> None:
 
 def check_score(min_score: object) -> None:
     """Refuse what is neither None nor a number."""
-    if min_score is not None and (type(min_score) not in (int, float) or not isfinite(min_score)):  # type: ignore[arg-type]
+    if min_score is None:
+        return
+    if (type(min_score) is not float and type(min_score) is not int) or not -inf < min_score < inf:
         raise InvalidError(f"min_score is {shown(min_score)}", remedy="give a number, or leave it out")

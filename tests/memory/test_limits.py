@@ -39,6 +39,14 @@ def nested(containers: int, kind: type[list[Any]] | type[dict[str, Any]] = list)
     return value
 
 
+class Sizes(enum.IntEnum):
+    ONE = 1
+
+
+class Text(str):
+    __slots__ = ()
+
+
 # Tests are told of their names only: nobody can show all of them.
 VALUES: dict[str, Any] = {
     "None": None,
@@ -51,6 +59,7 @@ VALUES: dict[str, Any] = {
     "Infinity": float("inf"),
     "an integer of 5,000 digits": 10**4999,
     "text": "text",
+    "a subclass of str": Text("text"),
     "no text": "",
     "a lone surrogate": "\ud800",
     "bytes": b"text",
@@ -213,7 +222,7 @@ class TestWrongTypes:
         assert not_refused({name: outcome_of(lambda name=name: make(name)) for name in wrong}) == {}  # type: ignore[misc]
 
     def test_the_id_of_an_agent_is_text(self, store: Store) -> None:
-        wrong = all_but("text")
+        wrong = all_but("text", "a subclass of str")
         opened = {name: outcome_of(lambda name=name: store.agent_memory(VALUES[name])) for name in wrong}  # type: ignore[misc]
         assert not_refused(opened) == {}
 
@@ -240,14 +249,6 @@ class TestWrongTypes:
                 }
 
         assert not_refused(asyncio.run(all_outcomes())) == {}
-
-
-class Sizes(enum.IntEnum):
-    ONE = 1
-
-
-class Text(str):
-    __slots__ = ()
 
 
 NOT_JSON: dict[str, Any] = {

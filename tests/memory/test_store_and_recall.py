@@ -8,7 +8,7 @@ import re
 import struct
 import unicodedata
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +267,18 @@ class TestEventTimes:
         assert episode.event_time == NOON
         memory.store_episode(episode)
         assert ids_of(memory.episodes(naive, naive + timedelta(microseconds=1))) == [episode.id]
+
+    def test_so_is_one_whose_zone_does_not_know(self, memory: AgentMemory) -> None:
+        class Unknown(tzinfo):
+            def utcoffset(self, moment: datetime | None) -> None:
+                return None
+
+            tzname = dst = utcoffset
+
+        episode = note(event_time=NOON.replace(tzinfo=Unknown()))
+        assert episode.event_time == NOON
+        memory.store_episode(episode)
+        assert ids_of(memory.episodes(NOON.replace(tzinfo=Unknown()))) == [episode.id]
 
     def test_times_in_any_zone_sort_by_the_moment(self, memory: AgentMemory) -> None:
         moments = [datetime(2024, 1, 1, 12, tzinfo=timezone(timedelta(hours=hours))) for hours in (-12, 3, 0, 14, -3.5)]

@@ -208,6 +208,7 @@ class TestVerbs:
         memory.store_episodes([cat, car, train])
         assert memory.semantic_search("kitten", 1)[0].episode == cat
         assert memory.semantic_search("kitten", min_score=2.0) == []
+        assert memory.semantic_search("kitten", min_score=10**5_000) == []
         assert train.id in {found.episode.id for found in memory.find_similar_episodes(car.id)}
         assert car.id not in {found.episode.id for found in memory.find_similar_episodes(car.id)}
 
@@ -240,6 +241,8 @@ class TestVerbs:
             lambda memory: memory.search_episodes("tea", start="today"),
             lambda memory: memory.semantic_search("tea", min_score="much"),
             lambda memory: memory.semantic_search("tea", min_score=float("nan")),
+            lambda memory: memory.semantic_search("tea", min_score=float("-inf")),
+            lambda memory: memory.semantic_search("tea", min_score=True),
             lambda memory: memory.hybrid_search("tea", semantic_weight=1.5),
             lambda memory: memory.hybrid_search("tea", explain="yes"),
             lambda memory: memory.find_similar_episodes("no id"),
