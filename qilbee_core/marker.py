@@ -126,8 +126,8 @@ def _rename_if_first(temporary: Path, marker_path: Path) -> None:
 
 def directory_error(directory: Path, error: OSError | UnicodeError) -> QilbeeError:
     """What an operation on a data directory could not do, as an error that names the remedy."""
-    if isinstance(error, UnicodeError):
-        return SettingsError(f"{directory} is not a path: {error}", remedy="name a directory")
+    if isinstance(error, UnicodeError):  # a message of the path as it is could not be shown
+        return SettingsError(f"{str(directory)!a} is not a path: {error}", remedy="name a directory")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFullError(f"no space for {directory}: {error.strerror}")
     if isinstance(error, NotADirectoryError | FileExistsError):

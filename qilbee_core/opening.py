@@ -61,6 +61,7 @@ def open_backend(
     is_new = False
     watermark: Watermark | None = None
     try:
+        directory = directory.absolute()  # for its files are written all the time, wherever the program is then
         if name is None or plugins.backends.find(name).directory:
             name, is_new = claim(directory, name, create=create and not read_only)
             watermark = Watermark(directory / name / WATERMARK_NAME, accept_loss=recover is not None)

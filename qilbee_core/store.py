@@ -132,7 +132,10 @@ class Store:
         self._reindexing = Reindexing(self._context)
         if not read_only:
             self._reindexing.start()
-        self._disk = None if watermark is None else DiskSpace(Path(storage.data_path))
+        self._directory = Path(storage.data_path)
+        if watermark is not None or read_only:  # it has files, wherever the program goes
+            self._directory = self._directory.absolute()
+        self._disk = None if watermark is None else DiskSpace(self._directory)
         if self._disk is not None:
             self._disk.look()
             self._durability.on_interval = self._disk.look
@@ -148,7 +151,7 @@ class Store:
     @property
     def directory(self) -> Path | None:
         """The directory of its files; None for an engine that keeps none, or where it may not be changed."""
-        return None if self._disk is None else Path(self.settings.storage.data_path)
+        return None if self._disk is None else self._directory
 
     @property
     def recovery(self) -> RecoveryReport | None:
@@ -205,7 +208,7 @@ class Store:
         self._check_open()
         if not isinstance(target, str | os.PathLike) or "\0" in str(target):
             raise InvalidError(f"target is {shown(target)}", remedy="give the path of a directory")
-        return checkpoint(self._backend, Path(self.settings.storage.data_path), Path(target))
+        return checkpoint(self._backend, self._directory, Path(target))
 
     def stats(self) -> Mapping[str, JSON]:
         """Figures of the store and its engine, by name, units last."""

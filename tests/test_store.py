@@ -44,6 +44,7 @@ from qilbee_core import (
 )
 from qilbee_core.catalog import LAYOUT_VERSION
 from qilbee_core.keys import catalog_key
+from qilbee_core.watermark import WATERMARK_NAME, Watermark
 
 OpenHere = Callable[..., Store]
 
@@ -135,6 +136,40 @@ class TestTargets:
         open_store("data").close()
         assert (path / "qilbee.json").exists()
 
+    @on_disk
+    def test_a_relative_path_holds_wherever_the_program_goes(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+    ) -> None:
+        elsewhere = path.parent / "elsewhere"
+        open_store(elsewhere / "data", backend=engine).close()  # another store that is as far from there
+        note = elsewhere / "data" / engine / WATERMARK_NAME
+        noted = note.read_bytes()
+        monkeypatch.chdir(path.parent)
+        with open_store("data", backend=engine) as store:
+            monkeypatch.chdir(elsewhere)
+            store_some(store)
+            store.flush()
+            assert store.directory == path
+            assert store.health().disk_free_bytes
+            if engine == "rocksdb":
+                assert store.checkpoint(path.parent / "copy")
+            sequence = store.durability().durable_sequence
+        assert note.read_bytes() == noted
+        watermark = Watermark(path / engine / WATERMARK_NAME)
+        assert watermark.expected is not None
+        assert sequence is not None
+        assert watermark.expected >= sequence > 0
+
+    @on_disk
+    def test_a_path_that_is_not_utf_8_opens_or_is_an_error_that_can_be_shown(self, tmp_path: Path, engine: str) -> None:
+        path = tmp_path / os.fsdecode(b"\xff")
+        if engine == "leveldb":
+            open_store(path, backend=engine).close()
+        else:
+            with pytest.raises(SettingsError, match="no path that is not UTF-8") as caught:
+                open_store(path, backend=engine)
+            str(caught.value).encode()
+
     def test_a_link_to_a_directory_is_as_good(self, path: Path) -> None:
         with open_store(path) as store:
             ids = store_some(store)
@@ -170,6 +205,7 @@ class TestTargets:
         with pytest.raises(QilbeeError) as caught:
             open_store(target)
         assert isinstance(caught.value, InvalidError | StorageError)
+        str(caught.value).encode()
         assert list(tmp_path.iterdir()) == []
 
 
