@@ -85,6 +85,13 @@ WRITES: dict[str, Callable[[Store, AgentMemory, str], object]] = {
     "flush": lambda store, memory, id_: store.flush(),
     "compact": lambda store, memory, id_: store.compact(),
     "repair": lambda store, memory, id_: store.repair(),
+    "invalidate": lambda store, memory, id_: memory.invalidate(id_),
+    "purge": lambda store, memory, id_: memory.purge(note().event_time),
+    "boost": lambda store, memory, id_: memory.boost(id_),
+    "pin": lambda store, memory, id_: memory.pin(id_),
+    "forget": lambda store, memory, id_: memory.forget(0),
+    "consolidate": lambda store, memory, id_: memory.consolidate(),
+    "copy": lambda store, memory, id_: store.checkpoint(Path(store.settings.storage.data_path).with_name("copy")),
 }
 
 

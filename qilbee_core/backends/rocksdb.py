@@ -358,6 +358,8 @@ class RocksDBBackend(SingleProcess):
 
     def checkpoint(self, target: Path) -> None:
         """Link or copy the files to ``target``, which appears whole or not at all."""
+        if self._options.read_only:  # RocksDB makes no copy then
+            raise ReadOnlyError(f"{self._path} was opened with read_only=True")
         if os.path.lexists(target):
             raise InvalidError(f"{target} exists", remedy="name a directory that does not exist yet")
         with self._outside_gil() as database, self._flushed(database):  # or RocksDB would flush, and hold the GIL

@@ -99,6 +99,7 @@ class Consolidations(Searches):
             raise InvalidError(f"progress is {shown(progress)}", remedy="give a function of one number")
         chosen = self._policy(policy)
         if not dry_run:
+            self._context.durability.refuse()  # before a policy has thought for nothing
             self.end_undo()
         offered, groups = self._planned(chosen, since, stop)
         ticket = self._context.durability.last_ticket
