@@ -318,8 +318,11 @@ class Durability:
         durable = None if self._watermark is None else self._watermark.sequence
         return DurabilityStatus(level=self.level, durable_sequence=durable, unsynced_age_ms=age_ms)
 
-    def close(self) -> None:
-        """Stop the background thread, then make everything durable. Idempotent."""
+    def close(self, drain: Callable[[], object] = lambda: None) -> None:
+        """Stop the background thread, take no more writes, and make everything durable. Idempotent.
+
+        ``drain`` returns when all writes have ended that were not refused.
+        """
         if self._closing.is_set():
             return
         self._closing.set()
@@ -330,6 +333,13 @@ class Durability:
                 self.wait(self._written)  # what others wrote is theirs
             elif self.failure is None:
                 self.flush()
+                # What came meanwhile was acknowledged too, and nobody would sync it any more.
+                self.failure = StoreClosedError("the store is closed")
+                drain()
+                with self._sync_lock:
+                    if self._unsynced_since_s is not None:
+                        self._backend.sync()
+                        self._unsynced_since_s = None
         finally:
             if self._watermark is not None:
                 self._watermark.close()

@@ -367,7 +367,7 @@ class Store:
             ending.callback(self._compaction.join)
             ending.callback(self._context.tails.close)
             ending.callback(self._backend.close)
-            ending.callback(self._durability.close)
+            ending.callback(self._durability.close, self._context.drain)
             self._context.settle()
 
     def _check_open(self) -> None:

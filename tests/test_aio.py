@@ -483,6 +483,41 @@ class TestCancellations:
 
         run(main())
 
+    def test_an_import_that_is_cancelled_ends_with_its_batch_and_tells_what_is_stored(self, opened: Opened) -> None:
+        async def main() -> None:
+            async with opened() as store:
+                memory, taken = store.agent_memory("bot"), 0
+                task: asyncio.Task[int]
+
+                def endless() -> Iterator[Episode]:
+                    nonlocal taken
+                    while True:
+                        taken += 1
+                        yield note(taken, taken)
+
+                def told(count: int) -> None:
+                    if count == 2000:
+                        task.get_loop().call_soon_threadsafe(task.cancel)
+
+                task = asyncio.create_task(memory.import_episodes(endless(), progress=told))
+                with pytest.raises(asyncio.CancelledError) as caught:
+                    await task
+                stored_ids = caught.value.stored_ids  # type: ignore[attr-defined]
+                assert len(stored_ids) == taken >= 2000
+                assert stored_ids == [episode.id async for episode in memory.episodes()]
+
+        run(main())
+
+    def test_a_function_of_the_callers_that_raises_stop_iteration_ends_the_verb(self, opened: Opened) -> None:
+        async def main() -> None:
+            async with opened() as store:
+                memory = store.agent_memory("bot")
+                with pytest.raises(RuntimeError, match="StopIteration") as caught:
+                    await memory.import_episodes([note()], progress=lambda _: next(iter([])))
+                assert len(caught.value.stored_ids) == 1  # type: ignore[attr-defined]
+
+        run(main())
+
     def test_an_opening_that_is_cancelled_leaves_the_directory_free(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

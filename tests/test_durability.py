@@ -167,6 +167,29 @@ class TestLevels:
         store.close()
         assert syncs.ended >= 1
 
+    @pytest.mark.parametrize("settings", [{}, {"durability": "async"}, {"enable_wal": False}])
+    def test_what_is_acknowledged_while_a_close_syncs_is_synced_too(
+        self, open_here: OpenHere, syncs_of: SyncsOf, settings: dict[str, Any]
+    ) -> None:
+        store = open_here(**{"wal_sync_interval_ms": 3_600_000, **settings})
+        memory = store.agent_memory("bot")
+        memory.store_episode(note("before"))
+        syncs = syncs_of(store)
+        syncs.hold()
+        closing = in_thread(store.close)
+        syncs.await_one()
+        memory.store_episode(note("meanwhile"))
+        syncs.let_one_go()
+        syncs.await_one()  # of what was stored during the first one; from now on nothing is
+        with pytest.raises(StoreClosedError):
+            memory.store_episode(note("late"))
+        syncs.let_go()
+        closing.result(PATIENCE_S)
+        assert store.durability().unsynced_age_ms == 0
+        with open_here() as again:
+            found = [episode.content["number"] for episode in again.agent_memory("bot").episodes()]
+            assert found == ["before", "meanwhile"]
+
 
 # What the store says because of an earlier write, which must be durable by then.
 ANSWERS: dict[str, tuple[Callable[[AgentMemory, Episode], object], type[Exception] | None]] = {

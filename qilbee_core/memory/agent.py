@@ -90,19 +90,31 @@ class AgentMemory:
         exception carries ``stored_ids``, the ids that are stored by then. Importing episodes with the
         same ids again goes on where it stopped: what is stored already is not stored twice.
         """
-        if progress is not None and not callable(progress):
-            raise InvalidError(f"progress is {shown(progress)}", remedy="give a function of one number")
         stored = ImportedIds()
         try:
-            for batch in batches(episodes):
-                for ids in self._store_in_parts(batch):
-                    stored.add(ids)
-                    if progress is not None:
-                        progress(len(stored))
+            self._import(episodes, progress, stored)
         except BaseException as error:
             stored.explain(error)
             raise
         return len(stored)
+
+    def _import(
+        self,
+        episodes: Iterable[Episode],
+        progress: Callable[[int], object] | None,
+        stored: ImportedIds,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Store them and add their ids to ``stored``; ``stop`` is asked after each batch."""
+        if progress is not None and not callable(progress):
+            raise InvalidError(f"progress is {shown(progress)}", remedy="give a function of one number")
+        for batch in batches(episodes):
+            for ids in self._store_in_parts(batch):
+                stored.add(ids)
+                if progress is not None:
+                    progress(len(stored))
+                if stop():
+                    return
 
     def _store_in_parts(self, batch: list[Episode]) -> Iterator[list[str]]:
         try:

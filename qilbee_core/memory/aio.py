@@ -8,6 +8,7 @@ does every verb of an engine whose calls may block.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from datetime import datetime
@@ -20,7 +21,7 @@ from qilbee_core.episode import Consolidation, ConsolidationResult, Episode, JSO
 from qilbee_core.errors import ConflictError, NotFoundError, StoreClosedError
 from qilbee_core.interfaces import ConsolidationPolicy
 from qilbee_core.limits import BATCH_EPISODES_MAX
-from qilbee_core.memory.agent import AgentMemory, batches
+from qilbee_core.memory.agent import AgentMemory, ImportedIds, batches
 from qilbee_core.memory.filters import ANY, EpisodeFilter
 from qilbee_core.memory.found import SearchResult, SearchStatus
 from qilbee_core.memory.operations import Operations
@@ -40,8 +41,17 @@ _DIRECT_EPISODES_MAX = 16
 
 async def run_in(pool: Executor, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run ``verb`` in a thread of ``pool``; StoreClosedError where the pool has ended with its store."""
+
+    def run() -> T:
+        try:
+            return verb(*args, **kwargs)
+        except (
+            StopIteration
+        ) as error:  # of a caller's function; a future cannot hold it, and its task would wait for ever
+            raise RuntimeError("StopIteration was raised") from error
+
     try:
-        running = asyncio.get_running_loop().run_in_executor(pool, partial(verb, *args, **kwargs))
+        running = asyncio.get_running_loop().run_in_executor(pool, run)
     except RuntimeError as error:
         raise StoreClosedError("the store is closed") from error
     return await running
@@ -131,8 +141,22 @@ class AsyncAgentMemory:
     async def import_episodes(
         self, episodes: Iterable[Episode], *, progress: Callable[[int], object] | None = None
     ) -> int:
-        """Store any number of episodes in bounded batches; ``progress`` is called from a thread of the pool."""
-        return await self._in_pool(self._memory.import_episodes, episodes, progress=progress)
+        """Store any number of episodes in bounded batches; ``progress`` is called from a thread of the pool.
+
+        Cancelled, it ends with the batch that is under way.
+        """
+        stored, cancelled = ImportedIds(), threading.Event()
+        running = asyncio.ensure_future(
+            self._in_pool(self._memory._import, episodes, progress, stored, cancelled.is_set)
+        )
+        try:
+            await asyncio.shield(running)
+        except BaseException as error:
+            cancelled.set()
+            await asyncio.wait([running])
+            stored.explain(error)
+            raise
+        return len(stored)
 
     async def get_episode(self, id: str, *, as_of: datetime | None = None) -> Episode | None:
         """The episode with that id, or None."""

@@ -471,6 +471,12 @@ class Context:
                     agent.head_stored(head)
                     self.durability.wrote()
 
+    def drain(self) -> None:
+        """Return when every write has ended that has passed the look at ``durability.failure``, under its lock."""
+        for lock in (self.accounts_lock, *(agent.lock for agent in self.agents_in_use())):
+            with lock:
+                pass
+
     def reload(self, reopen: Callable[[], None]) -> None:
         """Call ``reopen`` while nobody writes or reads a head, and forget all that was read. No write may begin."""
         with ExitStack() as locked:
