@@ -74,7 +74,7 @@ def check_text(value: object, name: str, bytes_max: int) -> None:
         raise InvalidError(f"{name} holds a lone surrogate", remedy="replace it: it is not a character") from None
     if not 1 <= length <= bytes_max:
         shown = type(value).__name__ if length < 0 else f"{length} bytes long"
-        raise InvalidError(f"{name} is {shown}", remedy=f"give text of 1 to {bytes_max} bytes")
+        raise InvalidError(f"{name} is {shown}", remedy=f"give a plain str of 1 to {bytes_max} bytes")
 
 
 def check_episode(episode: Episode) -> None:

@@ -47,7 +47,7 @@ async def run_in(pool: Executor, verb: Callable[P, T], *args: P.args, **kwargs: 
             return verb(*args, **kwargs)
         except (
             StopIteration
-        ) as error:  # of a caller's function; a future cannot hold it, and its task would wait for ever
+        ) as error:  # of a caller's function: a future cannot hold it, and nobody would wake its task
             raise RuntimeError("StopIteration was raised") from error
 
     try:
