@@ -393,7 +393,7 @@ class TestNesting:
         laughs: list[Any] = []
         for _ in range(limits.JSON_DEPTH_MAX - 3):
             laughs = [laughs, laughs]  # 2**29 lists, written out
-        with untouched(memory), interrupted_after(seconds=3), pytest.raises(InvalidError):
+        with untouched(memory), interrupted_after(seconds=60), pytest.raises(InvalidError):
             memory.store_episode(Episode(AGENT, "note", {"laughs": laughs}))
 
 
