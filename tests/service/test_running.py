@@ -74,7 +74,7 @@ def test_metrics_count_requests_by_route_and_show_the_store() -> None:
     assert lines['qilbee_requests_total{method="",path="",status="404"}'] == "1"
     assert lines[f'qilbee_request_duration_seconds_bucket{{{path},le="+Inf"}}'] == "3"
     assert lines[f"qilbee_request_duration_seconds_count{{{path}}}"] == "3"
-    assert lines["qilbee_search_pending"] in {"0", "3"}
+    assert 0 <= int(lines["qilbee_search_pending"]) <= 3
     assert float(lines["qilbee_durability_unsynced_age_ms"]) >= 0
     assert lines["qilbee_healthy"] == "1"
     assert "bot" not in answer.text  # whose memories there are is not for everybody
