@@ -69,13 +69,13 @@ def break_token(db: QilbeeDB) -> None:
 def test_nobody_gets_in_without_the_password(server: Server) -> None:
     with QilbeeDB(server.url) as db:
         with pytest.raises(AuthenticationError):
-            db.agent_memory("bot").get_recent_episodes()
+            db.agent_memory("nobodys").get_recent_episodes()
         with pytest.raises(AuthenticationError):
             db.login("admin", "wrong")
         with pytest.raises(AuthenticationError):
             db.login("nobody", PASSWORD)
         db.login("admin", PASSWORD)
-        assert db.agent_memory("bot").get_recent_episodes() == []
+        assert db.agent_memory("nobodys").get_recent_episodes() == []
 
 
 def test_a_session_renews_itself_before_its_token_ends(db: QilbeeDB) -> None:
