@@ -231,6 +231,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> Self:
         """Read a TOML file; ``QILBEE_*`` variables of the environment override it."""
+        if not isinstance(path, str | os.PathLike):
+            raise SettingsError(f"the file of settings is {shown(path)}", remedy="give its path")
         try:
             text = Path(path).read_bytes().decode()
             tables = tomllib.loads(text)
@@ -240,6 +242,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             ) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SettingsError(f"{os.fspath(path)!r} is not TOML: {error}", remedy="mend that line") from error
+        except ValueError as error:
+            raise SettingsError(f"{os.fspath(path)!r} is not a path: {error}", remedy="check the path") from error
         return cls.load(tables, environ=environ)
 
     @classmethod
@@ -248,11 +252,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
         ``environ`` is where those are looked up: the environment of this process by default.
         """
-        tables = tables or {}
+        tables = {} if tables is None else tables
+        if not isinstance(tables, Mapping):
+            raise SettingsError(f"the settings are {type(tables).__name__}", remedy="give a dict of tables")
         kinds: dict[str, type[Struct]] = {field.name: field.type for field in fields(cls)}
         for name in tables:
             if name not in kinds:
-                raise SettingsError(f"there is no table {name!r}", remedy=_nearest(name, kinds))
+                raise SettingsError(f"there is no table {shown(name)}", remedy=_nearest(name, kinds))
         found = os.environ if environ is None else environ
         given: dict[str, Struct] = {}
         for name, kind in kinds.items():
@@ -296,7 +302,7 @@ def _table(kind: type[T], name: str, given: Mapping[str, object], environ: Mappi
     variables = _from_environment(name, environ)
     for key in given:
         if key not in known:
-            raise SettingsError(f"{name} has no key {key!r}", remedy=_nearest(key, known))
+            raise SettingsError(f"{name} has no key {shown(key)}", remedy=_nearest(key, known))
     for key, variable in variables.items():
         if key not in known:
             raise SettingsError(f"{name} has no key {key!r}, which {variable} would set", remedy=_nearest(key, known))
@@ -345,5 +351,5 @@ def _choices(kind: object) -> list[str]:
 
 
 def _nearest(name: str, known: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) else []
     return f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(known)}"

@@ -39,6 +39,7 @@ from qilbee_core.errors import (
 )
 from qilbee_core.interfaces import Snapshot, StorageBackend
 from qilbee_core.keys import AgentKeys, Space, catalog_key, parse, range_of
+from qilbee_core.marker import directory_error
 from qilbee_core.memory.commit import Context
 from qilbee_core.memory.log import read_head
 from qilbee_core.memory.verify import Problem, VerifyReport, verify
@@ -148,9 +149,16 @@ def _check_places(source: StorageSettings, target: StorageSettings, plugins: Plu
                 remedy="name another engine",
             )
     if source.dsn is None and target.dsn is None:
-        here, there = Path(source.data_path).resolve(), Path(target.data_path).resolve()
+        here, there = (_real(Path(each.data_path)) for each in (source, target))
         if here == there or here in there.parents:
             raise InvalidError(f"{target.where} is the source itself, or inside it", remedy="name another directory")
+
+
+def _real(directory: Path) -> Path:
+    try:
+        return Path(os.path.realpath(directory))  # Path.resolve() has an error of its own for links in a circle
+    except (OSError, UnicodeError) as error:
+        raise directory_error(directory, error) from error
 
 
 def _context(backend: StorageBackend, catalog: Catalog, plugins: Plugins, codec: str) -> Context:

@@ -316,6 +316,20 @@ def test_what_is_no_table_is_refused_as_one(value: object) -> None:
         Settings(storage=value)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("tables", [7, True, "storage", [], b"storage", StorageSettings()], ids=ascii)
+def test_what_is_no_dict_of_tables_is_refused_as_one(tables: Any) -> None:
+    with pytest.raises(SettingsError, match=r"^the settings are .*: give a dict of tables$"):
+        Settings.load(tables, environ={})
+
+
+@pytest.mark.parametrize("name", [7, None, b"storage", ("storage",), 10**5_000], ids=lambda name: type(name).__name__)
+def test_a_name_that_is_no_text_is_unknown(name: Any) -> None:
+    with pytest.raises(SettingsError, match=r"^there is no table .*: the keys are storage"):
+        Settings.load({name: {}}, environ={})
+    with pytest.raises(SettingsError, match=r"^storage has no key .*: the keys are data_path"):
+        Settings.load({"storage": {name: 1}}, environ={})
+
+
 def test_a_text_that_is_one_of_few_is_refused_with_all_of_them() -> None:
     with pytest.raises(SettingsError, match="use one of sync, interval, async, none"):
         StorageSettings(durability="snyc")  # type: ignore[arg-type]
@@ -412,6 +426,12 @@ def test_settings_of_the_engine_are_its_own_to_check(tmp_path: Path, engine: str
 
 
 # --- files
+
+
+@pytest.mark.parametrize("path", [None, 7, True, b"config.toml", ["config.toml"], "a\0b", "\ud800"], ids=ascii)
+def test_what_is_no_path_of_a_file_is_refused(path: Any) -> None:
+    with pytest.raises(SettingsError, match=r"(^the file of settings is|is not a path: ).*(give its|check the) path$"):
+        Settings.from_toml(path)
 
 
 def test_a_file_that_is_not_there_or_is_no_file_is_named(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from qilbee_core import (
     MemorySettings,
     NotFoundError,
     Put,
+    QilbeeError,
     SearchSettings,
     Settings,
     StorageBackend,
@@ -607,6 +608,15 @@ def test_a_place_is_not_copied_to_itself(source: Path, tmp_path: Path) -> None:
     shutil.copytree(source, tmp_path / "files")
     with pytest.raises(InvalidError, match="are one and the same store"):
         copy_store(source, tmp_path / "files")
+
+
+def test_what_is_no_place_is_an_error_of_ours(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for no_place in ("\ud800", tmp_path / "circle", "x" * 5_000):
+        for places in ((source, no_place), (no_place, tmp_path / "copy")):
+            with pytest.raises(QilbeeError) as caught:
+                copy_store(*places)
+            str(caught.value).encode()
 
 
 def test_where_nothing_is_nothing_is_made(tmp_path: Path, target: Path) -> None:
