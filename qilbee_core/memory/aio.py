@@ -45,9 +45,8 @@ async def run_in(pool: Executor, verb: Callable[P, T], *args: P.args, **kwargs: 
     def run() -> T:
         try:
             return verb(*args, **kwargs)
-        except (
-            StopIteration
-        ) as error:  # of a caller's function: a future cannot hold it, and nobody would wake its task
+        except StopIteration as error:
+            # Of a caller's function. A future cannot hold it, and nobody would wake its task.
             raise RuntimeError("StopIteration was raised") from error
 
     try:
