@@ -153,6 +153,8 @@ class MemoryCalls:
 
     def get_many(self, ids: Sequence[str], as_of: datetime | None) -> Call[Page[Episode | None]]:
         """Several by their ids."""
+        if isinstance(ids, str) or not isinstance(ids, Sequence):
+            raise InvalidError(f"ids is {type(ids).__name__}", remedy="give a list of ids")
         return self._each(list(map(_checked, ids)), _seconds(as_of, "as_of"), lambda _, episode: [episode])
 
     def _each(
@@ -354,11 +356,7 @@ class MemoryCalls:
 
     def undo(self, consolidation_id: str) -> Call[UndoReceipt]:
         """Take one back."""
-        if not isinstance(consolidation_id, str):
-            raise InvalidError(
-                f"consolidation_id is {type(consolidation_id).__name__}", remedy="give one that consolidations() names"
-            )
-        path = f"{self._path}/consolidations/{quote(consolidation_id, safe='')}/undo"
+        path = f"{self._path}/consolidations/{_checked(consolidation_id, _CONSOLIDATION)}/undo"
         read = answered(wire.UndoAnswer, lambda answer: UndoReceipt(**asdict(answer)))
         return Call(method="POST", path=path, read=read, effect=Effect.EACH)
 
@@ -501,11 +499,16 @@ def _was_there(reply: Reply) -> bool:
 _episode_in = answered(wire.EpisodeAnswer, episode_of)
 
 
-def _checked(id: object) -> str:
+_EPISODE = ("an episode id", "use an id that store_episode() or Episode.id gave")
+_CONSOLIDATION = ("the id of a consolidation", "use the consolidation_id that consolidate() or consolidations() gave")
+
+
+def _checked(id: object, kind: tuple[str, str] = _EPISODE) -> str:
     """An id that changes no path; what it says is for the server to judge."""
     if not isinstance(id, str) or not _ID.fullmatch(id):
         shown = repr(id[:80]) if isinstance(id, str) else type(id).__name__
-        raise InvalidError(f"{shown} is not an episode id", remedy="use an id that store_episode() or Episode.id gave")
+        what, remedy = kind
+        raise InvalidError(f"{shown} is not {what}", remedy=remedy)
     return id
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from math import ulp
+from math import nextafter, ulp
 from typing import TYPE_CHECKING, Annotated, Any
 from unicodedata import normalize
 
@@ -84,6 +84,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECONDS_FROM = 2.6e11
 _MICROSECOND = timedelta(microseconds=1)
 _SECONDS_MIN, _SECONDS_STOP = -62_135_596_800, 253_402_300_800
+_US_MIN = _SECONDS_MIN * 1_000_000
+_SECONDS_LAST = nextafter(_SECONDS_STOP, 0)  # what comes after it would be rounded into the year 10000
 _US_MAX = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 Moment = int | float
@@ -110,18 +112,22 @@ class Nothing(Request):
 
 
 def seconds_of(moment: datetime) -> Moment:
-    """A moment as a number of seconds, an integer where it is whole.
+    """A moment as a number of seconds, an integer where it is whole; without a zone it is taken as UTC.
 
-    >>> seconds_of(datetime(2026, 3, 2, tzinfo=UTC)), seconds_of(datetime(2026, 3, 2, 0, 0, 0, 250_000, UTC))
+    One that is outside of the years 1 to 9999 in UTC, because of its zone, becomes their first or last.
+
+    >>> seconds_of(datetime(2026, 3, 2, tzinfo=UTC)), seconds_of(datetime(2026, 3, 2, 0, 0, 0, 250_000))
     (1772409600, 1772409600.25)
     """
-    seconds = moment.timestamp()  # rounded once, from whole microseconds
-    return seconds if moment.microsecond else int(seconds)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    us = (moment - _EPOCH) // _MICROSECOND
+    return _seconds(max(_US_MIN, min(us, _US_MAX)))
 
 
 def _seconds(us: int) -> Moment:
-    """The same of microseconds."""
-    return us / 1_000_000 if us % 1_000_000 else us // 1_000_000
+    """The same of microseconds, rounded once."""
+    return min(us / 1_000_000, _SECONDS_LAST) if us % 1_000_000 else us // 1_000_000
 
 
 def moment_of(number: Moment, name: str = "a moment") -> datetime:

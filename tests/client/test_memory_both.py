@@ -5,7 +5,8 @@ What a program sees must not depend on where the memory is: the same answers, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import count, islice, product
 from typing import Any
@@ -96,6 +97,60 @@ def test_any_event_time_comes_back_to_the_microsecond(memory: AgentMemory, momen
     found = memory.get_episode(episode.id)
     assert found is not None
     assert found.event_time == moment
+
+
+@pytest.fixture
+def far_from_greenwich(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A program whose local time is not UTC."""
+    monkeypatch.setenv("TZ", "XXX+11")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("far_from_greenwich")
+def test_a_time_without_a_zone_is_in_utc_wherever_the_program_runs(memory: AgentMemory) -> None:
+    naive, end = MONDAY.replace(tzinfo=None), MONDAY.replace(tzinfo=None, hour=10)
+    found = note(memory, "breakfast", event_time=naive)
+    assert found.event_time == MONDAY
+    assert texts(memory.episodes(naive, end)) == texts(memory.get_recent_episodes(start=naive, end=end)) == ["breakfast"]
+    assert texts(memory.recall(start=naive, end=end)) == texts(memory.search_episodes("breakfast", start=naive)) == ["breakfast"]
+    known = memory.get_episode(found.id)
+    assert known is not None
+    assert known.transaction_time is not None
+    stored = known.transaction_time.replace(tzinfo=None)
+    assert memory.get_episode(found.id, as_of=stored) is not None
+    assert memory.get_episode(found.id, as_of=stored - timedelta(hours=1)) is None
+    memory.update_episode(found.id, metadata={"a": 1})
+    memory.purge(stored - timedelta(hours=1))
+    assert len(memory.history(found.id, after=stored)) == 1
+
+
+def test_the_first_and_the_last_moment_there_are_mean_always(memory: AgentMemory) -> None:
+    first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    old, new = note(memory, "first", event_time=first), note(memory, "last", event_time=last, expires_at=last)
+    now = note(memory, "now")
+    found = memory.get_recent_episodes()
+    assert [each.event_time for each in found] == [last, now.event_time, first]
+    assert found[0].expires_at == pytest.approx(last, abs=timedelta(microseconds=31))
+    statistics = memory.get_statistics()
+    assert statistics.oldest_episode == first
+    assert statistics.newest_episode == pytest.approx(last, abs=timedelta(microseconds=31))
+    ends = [
+        (datetime.min, datetime.max),
+        (first.replace(tzinfo=timezone(timedelta(hours=14))), last.replace(tzinfo=timezone(timedelta(hours=-12)))),
+    ]
+    for start, end in ends:
+        assert {"first", "now"} <= set(texts(memory.episodes(start, end)))
+        assert {"first", "now"} <= set(texts(memory.get_recent_episodes(as_of=end)))  # the last one expires then
+        assert memory.get_recent_episodes(as_of=start) == []
+        assert memory.consolidate("duplicates", since=start, dry_run=True).offered >= 2
+    memory.update_episode(now.id, metadata={"a": 1})
+    assert len(memory.history(now.id, after=ends[1][0])) == 1
+    assert memory.purge(ends[1][0]).versions == 0
+    assert memory.purge(ends[1][1]).versions == 1
+    assert memory.store_episodes([old, new]) == [old.id, new.id]
 
 
 def test_what_is_stored_again_is_stored_once(memory: AgentMemory) -> None:
@@ -565,6 +620,9 @@ BAD: dict[str, Callable[[Any], object]] = {
     "an id of capital letters": lambda memory: memory.get_episode(UNKNOWN_ID.upper()),
     "an id of no event time": lambda memory: memory.get_episode("0" * 8 + UNKNOWN_ID[8:14] + "0" + UNKNOWN_ID[15:]),
     "ids with one that is none": lambda memory: memory.get_episodes([UNKNOWN_ID, "7"]),
+    "ids that are a number": lambda memory: memory.get_episodes(7),
+    "ids that are one text": lambda memory: memory.get_episodes(""),
+    "ids that are a table": lambda memory: memory.get_episodes({}),
     "a thousand and one ids": lambda memory: memory.get_episodes([UNKNOWN_ID] * 1001),
     "a limit of zero": lambda memory: memory.get_recent_episodes(0),
     "a limit of a thousand and one": lambda memory: memory.get_recent_episodes(1001),
@@ -602,6 +660,9 @@ BAD: dict[str, Callable[[Any], object]] = {
     "a policy that is a number": lambda memory: memory.consolidate(7),
     "a consolidation of when": lambda memory: memory.consolidate(since=7),
     "an undo of a number": lambda memory: memory.undo(7),
+    "an undo of nothing": lambda memory: memory.undo(""),
+    "an undo of a lone surrogate": lambda memory: memory.undo("\ud800"),
+    "an undo of a path": lambda memory: memory.undo("../../clear"),
     "an id to retire that is none": lambda memory: memory.invalidate("7"),
     "erasing that is none": lambda memory: memory.delete_episode(UNKNOWN_ID, erase="yes"),
     "clearing that is none": lambda memory: memory.clear(erase=1),
