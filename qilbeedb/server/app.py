@@ -306,7 +306,8 @@ class _WrongMethodError(MethodError):
 
 def _method_error(method: str, endpoints: Mapping[str, Endpoint]) -> MethodError:
     error = _WrongMethodError(f"{method[:20]} is not for this path")
-    error.allowed = ", ".join(endpoints).encode()
+    allowed = [*endpoints, "HEAD"] if "GET" in endpoints else endpoints
+    error.allowed = ", ".join(allowed).encode()
     return error
 
 

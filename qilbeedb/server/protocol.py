@@ -130,10 +130,10 @@ def protocol(receive_timeout_s: float, connections_max: int) -> type[asyncio.Pro
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
-            self._in_head = False
             if len(self.pipeline) >= _PIPELINED_MAX:
                 raise ValueError  # which ends the parser
-            super().on_headers_complete()
+            super().on_headers_complete()  # may refuse the path, as part of the head
+            self._in_head = False
             self.headers = []  # what comes behind a body of chunks is no header of the request
 
         def on_body(self, body: bytes) -> None:
@@ -312,6 +312,8 @@ class _OneWrite(RequestResponseCycle):
             self._head = message
             return
         head, self._head = self._head, None
+        if self.transport.is_closing():  # what came in behind this was refused
+            self.disconnected = True
         if head is not None:
             if (
                 message["type"] == "http.response.body"

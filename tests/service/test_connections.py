@@ -288,11 +288,30 @@ def test_requests_without_number_behind_one_that_waits_end_the_connection(served
         assert whole(connection).count(b"HTTP/1.1") < 1000
 
 
+def test_who_is_cut_off_gets_no_answers_into_a_closed_connection(
+    served: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connected(served) as connection:
+        connection.sendall(get("/health") * 100)
+        assert whole(connection) == b""
+    assert sent_as(served, [get("/health")], 1) == [200]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        b"this is no request\r\n\r\n",
+        b"CONNECT example.org:443 HTTP/1.1\r\nhost: example.org:443\r\n\r\n",
+        get("/" + "a" * 70_000),
+    ],
+    ids=["no request", "a tunnel", "a long path"],
+)
 def test_a_refusal_is_never_taken_for_the_answer_to_an_earlier_request(
-    served: Serving, monkeypatch: pytest.MonkeyPatch
+    served: Serving, monkeypatch: pytest.MonkeyPatch, refused: bytes
 ) -> None:
     with busy(served, monkeypatch, 1) as ((connection,), _):
-        connection.sendall(b"this is no request\r\n\r\n")
+        connection.sendall(refused)
         assert whole(connection) == b""
 
 

@@ -272,6 +272,8 @@ def requests() -> Iterator[Case]:
     yield Case("length and chunks", "POST", EPISODES, b"0\r\n\r\n", "content-length: 5\r\n" + chunked)
     yield Case("a method of nobody's", "BREW", EPISODES)
     yield Case("TRACE", "TRACE", EPISODES)
+    yield Case("a tunnel", "CONNECT", "example.org:443")
+    yield Case("a path of 70,000 letters", "GET", "/" + "a" * 70_000)
     yield Case("PUT", "PUT", EPISODES, episode(), status=405)
     yield Case("OPTIONS", "OPTIONS", EPISODES, status=405)
     yield Case("no such path", "GET", "/memory", status=404)

@@ -395,6 +395,13 @@ def test_where_search_is_off_a_search_is_501_with_the_code_that_clients_know() -
         assert served.client.get("/memory/off/semantic-search/status").json()["enabled"] is False
 
 
+def test_a_wrong_method_is_told_the_right_ones_and_head_is_as_good_as_get(served: Serving) -> None:
+    refused = served.client.put("/memory/a/statistics")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
+    assert served.client.put("/memory/a/recall").headers["allow"] == "POST"
+    assert served.client.head("/memory/a/statistics").status_code == 200
+
+
 def test_agents_are_those_the_caller_may_see() -> None:
     with serving({"storage": {"backend": "ephemeral"}}, login=True) as served:
         assert served.accounts is not None
