@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import TypeVar
 from urllib.parse import quote
 
+from qilbee_core import InvalidError
 from qilbeedb import account_wire as wire
 from qilbeedb.calls import answered, body_of
 from qilbeedb.exchange import Call, Effect, Reply, Tokens
@@ -143,11 +144,11 @@ def audit_logs(
 ) -> Call[list[wire.AuditEvent]]:
     """What happened."""
     query = {name: value for name, value in given.items() if value is not None}
-    query |= {
-        name: moment.isoformat()
-        for name, moment in (("start_time", start_time), ("end_time", end_time))
-        if moment is not None
-    }
+    for name, moment in (("start_time", start_time), ("end_time", end_time)):
+        if moment is not None:
+            if not isinstance(moment, datetime):
+                raise InvalidError(f"{name} is {type(moment).__name__}, not a datetime", remedy="give a datetime")
+            query[name] = moment.isoformat()
     return _get(f"{_V1}/audit-logs", answered(wire.EventsAnswer, lambda told: told.events), query)
 
 

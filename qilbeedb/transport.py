@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import TypeVar
 import httpx
 
 from qilbeedb.account_calls import refresh
-from qilbeedb.exceptions import AuthenticationError, SettingsError, StoreClosedError
+from qilbeedb.exceptions import AuthenticationError, InvalidError, SettingsError, StoreClosedError
 from qilbeedb.exchange import Call, Credentials, NoReplyError, Renew, Reply, Send, Step, Wait, exchange
 from qilbeedb.target import ServerTarget
 
@@ -34,6 +35,7 @@ class Connection:
         self.credentials = Credentials(target.api_key)
         self._retries = target.retries
         self._renewing = threading.Lock()
+        self._pid: int | None = None
         self._http = httpx.Client(
             base_url=target.uri,
             timeout=target.timeout,
@@ -65,6 +67,12 @@ class Connection:
             case Send():
                 if self._http.is_closed:
                     raise StoreClosedError("the client is closed", remedy="make another QilbeeDB(...)")
+                if self._pid is None:
+                    self._pid = os.getpid()
+                if os.getpid() != self._pid:  # answers on a shared connection would come to the wrong process
+                    raise StoreClosedError(
+                        "the client was used before a fork", remedy="make another QilbeeDB(...) in this process"
+                    )
                 try:
                     return _reply(self._http.send(_request(self._http, call, step)))
                 except httpx.RequestError as error:
@@ -93,6 +101,7 @@ class AsyncConnection:
         self.credentials = Credentials(target.api_key)
         self._retries = target.retries
         self._renewing = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._http = httpx.AsyncClient(
             base_url=target.uri,
             timeout=target.timeout,
@@ -122,6 +131,13 @@ class AsyncConnection:
             case Send():
                 if self._http.is_closed:
                     raise StoreClosedError("the client is closed", remedy="make another AsyncQilbeeDB(...)")
+                loop = asyncio.get_running_loop()
+                if self._loop is None:
+                    self._loop = loop
+                if self._loop is not loop:  # connections of the pool belong to the other one
+                    raise InvalidError(
+                        "the client belongs to another event loop", remedy="make another AsyncQilbeeDB(...) in this one"
+                    )
                 try:
                     return _reply(await self._http.send(_request(self._http, call, step)))
                 except httpx.RequestError as error:

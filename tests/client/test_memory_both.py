@@ -114,8 +114,14 @@ def test_a_time_without_a_zone_is_in_utc_wherever_the_program_runs(memory: Agent
     naive, end = MONDAY.replace(tzinfo=None), MONDAY.replace(tzinfo=None, hour=10)
     found = note(memory, "breakfast", event_time=naive)
     assert found.event_time == MONDAY
-    assert texts(memory.episodes(naive, end)) == texts(memory.get_recent_episodes(start=naive, end=end)) == ["breakfast"]
-    assert texts(memory.recall(start=naive, end=end)) == texts(memory.search_episodes("breakfast", start=naive)) == ["breakfast"]
+    assert (
+        texts(memory.episodes(naive, end)) == texts(memory.get_recent_episodes(start=naive, end=end)) == ["breakfast"]
+    )
+    assert (
+        texts(memory.recall(start=naive, end=end))
+        == texts(memory.search_episodes("breakfast", start=naive))
+        == ["breakfast"]
+    )
     known = memory.get_episode(found.id)
     assert known is not None
     assert known.transaction_time is not None

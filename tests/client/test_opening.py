@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import which
@@ -144,6 +145,39 @@ def test_a_closed_one_for_asyncio_says_so() -> None:
             await memory.get_recent_episodes()
 
     asyncio.run(main())
+
+
+def test_one_that_was_used_before_a_fork_says_so_in_the_child_and_goes_on_in_the_parent(tmp_path: Path) -> None:
+    script = """
+import os, sys
+from qilbeedb import QilbeeDB
+from qilbeedb.exceptions import StoreClosedError
+
+unused, used = QilbeeDB(sys.argv[1]), QilbeeDB(sys.argv[1])
+used.health()
+if not (child := os.fork()):
+    unused.health()
+    try:
+        used.health()
+    except StoreClosedError as error:
+        os._exit(7 if "fork" in str(error) else 8)
+    os._exit(9)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert used.health().status == "healthy"
+"""
+    with Server(tmp_path) as server:
+        subprocess.run([sys.executable, "-c", script, server.url], check=True, timeout=60)
+
+
+def test_one_for_asyncio_says_so_in_another_event_loop(tmp_path: Path) -> None:
+    with Server(tmp_path) as server:
+        db = AsyncQilbeeDB(server.url)
+        with asyncio.Runner() as first:
+            assert first.run(db.health()).status == "healthy"
+            with asyncio.Runner() as second, pytest.raises(InvalidError, match="another event loop"):
+                second.run(db.health())
+            assert first.run(db.health()).status == "healthy"
+            first.run(db.close())
 
 
 # TLS

@@ -279,6 +279,11 @@ def test_a_rate_limit_says_when_to_come_again(db: QilbeeDB) -> None:
     assert not db.delete_rate_limit_policy(policy.id)
 
 
+def test_a_time_of_the_audit_log_that_is_none_is_refused(db: QilbeeDB) -> None:
+    with pytest.raises(InvalidError, match="start_time is str"):
+        db.get_audit_logs(start_time="now")  # type: ignore[arg-type]
+
+
 def test_the_audit_log_tells_who_did_what(db: QilbeeDB) -> None:
     user = db.create_user("audited", LONG)
     (event, *_) = db.get_audit_logs(event_type="user_created", limit=1)
