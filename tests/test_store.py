@@ -548,6 +548,19 @@ class TestLocks:
                 open_store(path, backend=engine, **wrong)
         open_store(path, backend=engine).close()
 
+    @on_disk
+    def test_so_does_one_that_ctrl_c_ends(self, path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupted(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        places: list[tuple[object, str]] = [(os, "fsync"), (Watermark, "allows"), (Store, "__init__")]
+        for owner, name in places:
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    open_store(path, backend=engine)
+        open_store(path, backend=engine).close()
+
 
 # Parent and child of a fork, in a program of their own: the child must not hang, whatever the parent's threads hold.
 FORK = """

@@ -122,9 +122,11 @@ class RocksDBBackend(SingleProcess):
                 for each in missing:
                     fsync_directory(each.parent)
             self._open(directory)
-        except Exception as error:
+        except BaseException as error:  # also Ctrl-C
             self._directory_lock.release()
-            reraise(error)
+            if isinstance(error, Exception):
+                reraise(error)
+            raise
 
     def _open(self, directory: Path) -> None:
         engine = rocksdb_options(self._options, self._settings)
