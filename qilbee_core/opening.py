@@ -61,9 +61,9 @@ def open_backend(
     is_new = False
     watermark: Watermark | None = None
     try:
-        directory = directory.absolute()  # for its files are written all the time, wherever the program is then
         if name is None or plugins.backends.find(name).directory:
             name, is_new = claim(directory, name, create=create and not read_only)
+            directory = directory.absolute()  # for its files are written all the time, wherever the program is then
             watermark = Watermark(directory / name / WATERMARK_NAME, accept_loss=recover is not None)
         elif recover is not None:
             raise InvalidError(f"the {name} backend keeps no files to recover", remedy="leave recover out")
