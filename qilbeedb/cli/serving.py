@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, get_args, get_origin
 
@@ -85,9 +85,23 @@ def _flag(field: FieldInfo) -> object:
     if kind in (int, float):
         return Annotated[kind | None, typer.Option(name, min=meta.ge, max=meta.le, help=told, metavar="N")]
     if get_origin(kind) is Sequence:
-        return Annotated[list[str] | None, typer.Option(name, help=f"{told} May be given several times.")]
-    choices = "|".join(get_args(kind))
-    return Annotated[str | None, typer.Option(name, help=told, metavar=choices or "TEXT")]
+        return Annotated[
+            list[str] | None, typer.Option(name, help=f"{told} May be given several times.", metavar="TEXT")
+        ]
+    if choices := get_args(kind):
+        return Annotated[
+            str | None, typer.Option(name, help=told, metavar="|".join(choices), callback=_one_of(choices))
+        ]
+    return Annotated[str | None, typer.Option(name, help=told, metavar="TEXT")]
+
+
+def _one_of(choices: Sequence[str]) -> Callable[[str | None], str | None]:
+    def checked(value: str | None) -> str | None:
+        if value is not None and value not in choices:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}")
+        return value
+
+    return checked
 
 
 _serve.__name__ = "serve"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 from typing import Annotated, Literal
@@ -13,6 +14,8 @@ from qilbee_core import Settings, SettingsError, check_settings
 from qilbeedb.accounts.settings import AccountSettings
 
 __all__ = ["ServerSettings", "ServiceSettings", "is_loopback"]
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@A-Z*]+")
 
 
 class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -83,6 +86,11 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                     f"passwords and memories would go to {self.host} unencrypted",
                     remedy="give server.tls_certificate and server.tls_key, or say allow_plain_http = true "
                     "where something else encrypts, for example a proxy on the same machine",
+                )
+        for origin in self.cors_origins:
+            if not _ORIGIN.fullmatch(origin):  # a browser sends no other form, so it would never fit
+                raise SettingsError(
+                    f"server.cors_origins has {origin!r}", remedy='give origins like "https://app.example:8443"'
                 )
         for proxy in self.trusted_proxies:
             try:

@@ -394,6 +394,10 @@ def test_files_that_tls_cannot_use_are_named_before_anything_is_made(tmp_path: P
         ({"tls_certificate": "x"}, "go together"),
         ({"trusted_proxies": ["10.0.0.0/99"]}, "trusted_proxies"),
         ({"trusted_proxies": "10.0.0.1"}, "trusted_proxies"),
+        ({"cors_origins": ["app.example"]}, "cors_origins has 'app.example'"),
+        ({"cors_origins": ["https://app.example/"]}, "cors_origins"),
+        ({"cors_origins": ["https://App.example"]}, "cors_origins"),
+        ({"cors_origins": ["*"]}, "cors_origins"),
         ({"port": 99999}, "port"),
         ({"requests_max": 0}, "requests_max"),
         ({"log_format": "xml"}, "log_format"),
@@ -411,6 +415,15 @@ def test_settings_that_are_safe_are_taken() -> None:
     environ = {"QILBEE_SERVER_PORT": "8080", "QILBEE_SERVER_CORS_ORIGINS": '["https://a.example"]'}
     loaded = ServiceSettings.load({"server": {"port": 1}, "storage": {"data_path": "d"}}, environ=environ).server
     assert (loaded.port, loaded.cors_origins) == (8080, ["https://a.example"])
+
+
+def test_a_flag_that_is_wrong_is_named_as_it_was_given(tmp_path: Path) -> None:
+    command = [str(SCRIPT), "serve", "--data", str(tmp_path / "data"), "--log-level", "loud"]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert refused.returncode == 2
+    assert "'--log-level': 'loud' is not one of debug, info" in refused.stderr
+    assert "QILBEE" not in refused.stderr
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_flag_beats_a_variable_which_beats_the_file_and_config_check_tells(tmp_path: Path) -> None:
