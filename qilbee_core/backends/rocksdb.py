@@ -392,8 +392,9 @@ class RocksDBBackend(SingleProcess):
         """Wait for the files that RocksDB no longer needs to go, and return those that do not."""
         directory = self._path / _DATABASE_NAME
         began = time.monotonic()
+        views = self._views.copy()  # one that comes later keeps nothing of what is obsolete by now
         left = {name for name in obsolete_files(self._database, directory) if name.endswith(suffix)}
-        while left and time.monotonic() - began < (_VIEW_SECONDS_MAX if self._views else _DELETION_SECONDS_MAX):
+        while left and time.monotonic() - began < (_VIEW_SECONDS_MAX if views & self._views else _DELETION_SECONDS_MAX):
             time.sleep(0.005)
             left &= obsolete_files(self._database, directory)
         return left

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +33,8 @@ OpenBackend = Callable[[Path], StorageBackend]
 
 # Far more than any of these takes, and far less than a test run that hangs.
 PATIENCE_S = 60.0
+# Longer than it takes to say no on a busy machine, and shorter than anybody who waits for a lock would wait.
+AT_ONCE_S = 30.0
 
 # More than the longest key and the largest value that the store writes.
 KEY_BYTES_MAX = 500
@@ -132,6 +135,14 @@ def every_call(backend: StorageBackend, path: Path) -> dict[str, Callable[[], ob
     if isinstance(backend, SupportsReopen):
         calls["reopen"] = backend.reopen
     return calls
+
+
+def contents(directory: Path) -> Iterator[tuple[Path, bytes]]:
+    """The files that are there; one that the engine deletes meanwhile, in a thread of its own, is not."""
+    for file in directory.rglob("*"):
+        with suppress(FileNotFoundError):
+            if file.is_file():
+                yield file, file.read_bytes()
 
 
 def outcome(call: Callable[[], object]) -> str:

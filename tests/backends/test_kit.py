@@ -5,7 +5,7 @@ import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import pytest
@@ -475,9 +475,18 @@ class ReopensForReadingOnly(FileBackend):
 
 
 class LetsReadersFallThrough(FileBackend):
+    def __init__(self, options: BackendOptions) -> None:
+        super().__init__(options)
+        self._has_fallen = Event()
+
+    def _version(self) -> Any:
+        if self._latest is None:
+            self._has_fallen.set()
+        return super()._version()
+
     def reopen(self) -> None:
         latest, self._latest = self._latest, None
-        time.sleep(0.01)
+        assert self._has_fallen.wait(60)
         self._latest = latest
 
 
