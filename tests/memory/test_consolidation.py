@@ -113,7 +113,7 @@ def rows(store: Store, space: Space) -> list[tuple[bytes, bytes]]:
 
 
 def wait_until(done: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + 60
     while not done():
         assert time.monotonic() < deadline_s, "it does not happen"
         time.sleep(0.01)
@@ -460,7 +460,7 @@ class TestMeanwhile:
         finally:
             stop.set()
             for thread in threads:
-                thread.join(20)
+                thread.join(60)
         results.append(memory.consolidate(Policy(pairs_of_notes)))
         assert errors == []
         superseded = {id_: made for result in results for id_, made in result.superseded.items()}
@@ -479,7 +479,7 @@ class TestMeanwhile:
 
         def consolidate(opened: Store) -> list[ConsolidationResult]:
             def plan(episodes: Sequence[Episode]) -> Plan:
-                both.wait(20)
+                both.wait(60)
                 return by_pairs([episode for episode in episodes if episode.episode_type == "note"])
 
             return [opened.agent_memory(AGENT).consolidate(Policy(plan)) for _ in range(2)]
@@ -909,7 +909,7 @@ class TestSchedule:
 
         def think(episodes: Sequence[Episode]) -> Plan:
             thinking.set()
-            assert go_on.wait(20)
+            assert go_on.wait(60)
             return forget_all(episodes)
 
         class Plugin:
@@ -920,11 +920,11 @@ class TestSchedule:
         plugins = load_plugins(extra=[Plugin()])
         store = open_store(self.scheduled(consolidation_policy="acme.slow"), backend="ephemeral", plugins=plugins)
         store.agent_memory(AGENT).store_episode(note("a"))
-        assert thinking.wait(20)
+        assert thinking.wait(60)
         store.close()
         go_on.set()
         assert store._schedule is not None
-        store._schedule._periodic._thread.join(20)
+        store._schedule._periodic._thread.join(60)
         assert not store._schedule._periodic._thread.is_alive()
         assert store._schedule.counters.forgotten == 0
 

@@ -396,9 +396,18 @@ from qilbee_core.memory import consolidation
 from test_consolidation_model import Policy, joined_by_threes
 
 consolidation.REMOVED_AT_ONCE_MAX = 12
+
+def tell(done):
+    print(done, flush=True)
+    told.append(done)
+    if len(told) == int(sys.argv[3]):  # so that it is killed before it is done, however late
+        sys.stdin.read()
+
+
+told = []
 with open_store(sys.argv[1], backend=sys.argv[2]) as store:
     policy = Policy(lambda episodes: joined_by_threes([e for e in episodes if e.episode_type == "note"]), lambda: None)
-    store.agent_memory("bot").consolidate(policy, progress=lambda done: print(done, flush=True))
+    store.agent_memory("bot").consolidate(policy, progress=tell)
 """
 
 
@@ -411,9 +420,10 @@ def test_a_killed_consolidation_leaves_whole_groups_and_is_gone_on_with(tmp_path
         store.agent_memory(AGENT).store_episodes(notes)
     interrupted = 0
     for round_ in range(3):
-        command = [sys.executable, "-c", _CONSOLIDATE, str(path), backend]
+        command = [sys.executable, "-c", _CONSOLIDATE, str(path), backend, str(10 + round_)]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
             assert process.stdout is not None
             for _ in range(5 + round_):
                 process.stdout.readline()

@@ -48,7 +48,7 @@ from qilbee_core.plugins import load_plugins
 AGENT = "bot"
 KEYS = AgentKeys(AGENT)
 DAY_US = 86_400_000_000
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 near = pytest.approx
 on_disk = pytest.mark.parametrize("engine", ["rocksdb", "leveldb"], scope="session")
 

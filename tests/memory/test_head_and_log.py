@@ -340,7 +340,7 @@ class TestFailures:
             patch.setattr(store._backend, "write", fail)
             with pytest.raises(StorageError, match="does not answer"):
                 calls[verb]()
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 60
         while not store.health().ok and time.monotonic() < deadline_s:
             time.sleep(0.02)  # the engine is opened anew
         if not written:

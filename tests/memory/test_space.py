@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from qilbee_core.memory import compaction
 pytestmark = pytest.mark.parametrize("engine", ["rocksdb", "leveldb"], scope="session")
 
 EPISODES = 3000
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +62,11 @@ def fill(store: Store, agent_id: str, episodes: int = EPISODES) -> None:
 
 
 def disk_bytes(tmp_path: Path) -> int:
-    return sum(path.stat().st_size for path in (tmp_path / "data").rglob("*") if path.is_file())
+    size = 0
+    for path in (tmp_path / "data").rglob("*"):
+        with suppress(FileNotFoundError):  # the engine deletes in a thread of its own
+            size += path.stat().st_size if path.is_file() else 0
+    return size
 
 
 def figures(store: Store) -> dict[str, Any]:
@@ -165,8 +170,8 @@ def test_a_little_is_left_to_the_engine(store: Store, monkeypatch: pytest.Monkey
     fill(store, "b", 8000)
     store.agent_memory("b").forget(0, max_episodes=7000)  # one, beside seven that are left
     assert looked.wait(PATIENCE_S)
+    wait_until(lambda: store._compaction._thread is None)  # on a busy machine it may look twice
     assert figures(store)["compactions"] == 0
-    assert store._compaction._thread is None
 
 
 def test_who_deletes_and_who_reads_does_not_wait_for_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,10 +228,11 @@ def test_a_failure_is_counted_and_told_and_the_next_large_delete_tries_again(
 
     monkeypatch.setattr(store._backend, "compact", fail)
     fill(store, "a")
+    told = "the space of what was deleted does not come back yet: a compaction failed"
     with caplog.at_level(logging.WARNING):
         store.agent_memory("a").clear()
-        wait_until(lambda: figures(store)["errors"] == 1)
-    assert "the space of what was deleted does not come back yet: a compaction failed" in caplog.text
+        wait_until(lambda: told in caplog.text)
+    assert figures(store)["errors"] == 1
     monkeypatch.setattr(store._backend, "compact", compact)
     fill(store, "b")
     store.agent_memory("b").clear()

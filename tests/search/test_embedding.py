@@ -109,7 +109,7 @@ def note(text: str, agent_id: str = "bot", **given: Any) -> Episode:
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline_s, f"waited for {what} in vain"
         time.sleep(0.005)
@@ -182,7 +182,7 @@ class TestVectors:
         store = open_here(model="test/other", dimensions=8)
         memory = store.agent_memory("bot")
         go_on = threading.Event()
-        plugin.behave = lambda _: go_on.wait(20) and None
+        plugin.behave = lambda _: go_on.wait(60) and None
         memory.store_episodes([note("tea"), note("ink")])
         assert memory.search_episodes("tea")
         status = memory.get_semantic_search_status()
@@ -203,7 +203,7 @@ class TestVectors:
         blocked = threading.Event()
 
         def block(texts: Sequence[str]) -> object:
-            return blocked.wait(20) and None if "a violin" in texts else None
+            return blocked.wait(60) and None if "a violin" in texts else None
 
         plugin.behave = block
         memory.store_episode(note("a violin"))
@@ -272,7 +272,7 @@ class TestVectors:
     def test_agents_are_apart_and_asked_about_together(self, open_here: OpenStore, plugin: HashesPlugin) -> None:
         store = open_here()
         go_on = threading.Event()
-        plugin.behave = lambda _: go_on.wait(20) and None
+        plugin.behave = lambda _: go_on.wait(60) and None
         for number in range(20):
             store.agent_memory(f"bot {number}").store_episode(note(f"oak {number}", f"bot {number}"))
         store._indexing.build()
@@ -411,7 +411,7 @@ class TestFaults:
         assert words in str(status.embedder_problem)
         assert status.vectors_pending == 2
         assert any(words in problem for problem in store.health().problems)
-        assert any("no vectors are made" in record.message for record in caplog.records)
+        wait_until(lambda: "no vectors are made" in caplog.text, "the log")
         assert [each.content["observation"] for each in memory.search_episodes("oak")] == ["an oak"]
         assert memory.hybrid_search("forest", 1)[0].episode.content == {"observation": "an oak"}
         assert nearest(memory, "cello") == "a violin"
@@ -459,7 +459,7 @@ class TestFaults:
     ) -> None:
         monkeypatch.setattr(embedding, "_CLOSE_S", 0.1)
         go_on = threading.Event()
-        plugin.behave = lambda _: go_on.wait(20) and None
+        plugin.behave = lambda _: go_on.wait(60) and None
         store = open_here()
         store.agent_memory("bot").store_episode(note("tea"))
         wait_until(lambda: bool(plugin.made[0].asked), "the question")
@@ -467,7 +467,7 @@ class TestFaults:
         store.close()
         go_on.set()
         assert thread is not None
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
     @on_rocksdb

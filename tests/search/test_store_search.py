@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -95,7 +96,7 @@ def texts(episodes: list[Episode]) -> list[object]:
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline_s, f"waited for {what} in vain"
         time.sleep(0.005)
@@ -447,17 +448,19 @@ class TestInStep:
         memory.store_episode(note("tea"))
         wait_indexed(store)
         ids: list[str] = []
+        is_gone = threading.Event()
         write_rows = store._context.write_rows
 
         def delete_first(*args: Any) -> None:
             if ids:
                 memory.delete_episode(ids.pop())  # what was read to be indexed is gone before it is written
+                is_gone.set()
             write_rows(*args)
 
         monkeypatch.setattr(store._context, "write_rows", delete_first)
         with store._indexing.paused():
             ids.append(memory.store_episode(note("a canary")))
-        wait_until(lambda: not ids, "the indexer")
+        wait_until(is_gone.is_set, "the indexer")
         assert memory.search_episodes("canary") == []
         wait_indexed(store)
         assert len(rows(store)) == 1
