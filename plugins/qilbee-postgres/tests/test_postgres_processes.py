@@ -56,7 +56,7 @@ def test_each_process_finds_what_the_other_has_stored() -> None:
 def _finds(memory: AgentMemory, word: str) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not any(word in str(each.episode.content) for each in memory.semantic_search(word, 3)):
-        assert time.monotonic() < deadline, f"{word} is not found"
+        assert time.monotonic() < deadline, f"{word} is not found: {memory.get_semantic_search_status()}"
         time.sleep(0.01)
 
 
