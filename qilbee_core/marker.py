@@ -49,6 +49,7 @@ def claim(directory: Path, wanted: str | None, *, create: bool) -> tuple[str, bo
 
     The marker comes first: a directory that has it, and nothing else yet, is a store about to be made.
     """
+    str(directory.absolute()).encode()  # RocksDB opens no path that is not UTF-8, and no log could name it
     marker_path = directory / MARKER_NAME
     is_new = not marker_path.exists()
     if is_new and not create:
@@ -127,7 +128,7 @@ def _rename_if_first(temporary: Path, marker_path: Path) -> None:
 def directory_error(directory: Path, error: OSError | UnicodeError) -> QilbeeError:
     """What an operation on a data directory could not do, as an error that names the remedy."""
     if isinstance(error, UnicodeError):  # a message of the path as it is could not be shown
-        return SettingsError(f"{str(directory)!a} is not a path: {error}", remedy="name a directory")
+        return SettingsError(f"the path {str(directory)!a} is not UTF-8: {error}", remedy="name another directory")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFullError(f"no space for {directory}: {error.strerror}")
     if isinstance(error, NotADirectoryError | FileExistsError):

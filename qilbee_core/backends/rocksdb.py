@@ -42,7 +42,6 @@ from qilbee_core.errors import (
     OutcomeUnknownError,
     QilbeeError,
     ReadOnlyError,
-    SettingsError,
     StorageError,
     StorageFullError,
     StoreClosedError,
@@ -96,11 +95,6 @@ class RocksDBBackend(SingleProcess):
     def __init__(self, options: BackendOptions) -> None:
         settings = engine_settings(options)
         self._path = options.path.absolute()  # for RocksDB makes new files all the time, wherever we are then
-        if any("\ud800" <= character <= "\udfff" for character in str(self._path)):
-            raise SettingsError(
-                f"RocksDB opens no path that is not UTF-8: {str(self._path)!a}",
-                remedy="rename the directory, or use another engine",
-            )
         self._options, self._settings = options, settings
         self._wal = options.wal
         self._write_buffer_bytes = settings.write_buffer_bytes
