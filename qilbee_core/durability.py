@@ -77,10 +77,10 @@ class _Round:
     they would only wait again: for the lock of the interpreter.
     """
 
-    __slots__ = ("full", "over", "size", "size_expected", "tasks", "writes")
+    __slots__ = ("full", "over", "tasks", "threads", "threads_expected", "writes")
 
     def __init__(self) -> None:
-        self.size = self.size_expected = 0
+        self.threads = self.threads_expected = 0
         self.writes: list[Callable[[], object]] = []
         self.full, self.over = threading.Lock(), threading.Lock()
         self.full.acquire()
@@ -88,10 +88,15 @@ class _Round:
         self.tasks: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
 
     def join(self) -> None:
-        """One more waits for it, or leads it."""
-        self.size += 1
-        if self.size == self.size_expected:
+        """One more thread waits for it, or leads it."""
+        self.threads += 1
+        if self.threads == self.threads_expected:
             self.full.release()
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether anybody waits for it."""
+        return self.threads > 0 or bool(self.tasks)
 
     def end(self) -> None:
         """Wake all who wait."""
@@ -258,7 +263,6 @@ class Durability:
             loop = asyncio.get_running_loop()
             done = loop.create_future()
             with self._lock:
-                self._next.join()
                 self._next.tasks.setdefault(loop, []).append(done)
                 leads, self._leading = not self._leading, True
             if leads:
@@ -379,17 +383,20 @@ class Durability:
                     self._next = _Round()
                 coming = self._next
                 self._synced = max(self._synced, target)
-                others = self._leading = coming.size > 0
-                coming.size_expected = coming.size + current.size
+                others = self._leading = coming.is_awaited
+                coming.threads_expected = coming.threads + current.threads
             current.end()
             if others and once:
                 self._lead_elsewhere()
         return others
 
     def _await_those_expected(self, coming: _Round) -> None:
-        """Give those whom the last sync has woken a moment to come again, for one sync does for them too."""
+        """Give the threads that the last sync has woken a moment to come again, for one sync does for them too.
+
+        Tasks are not waited for: their loop has work for all of the time that a sync takes.
+        """
         with self._lock:
-            are_missing = coming.size < coming.size_expected
+            are_missing = coming.threads < coming.threads_expected
         if are_missing:
             coming.full.acquire(timeout=min(_GATHER_S_MAX, self._sync_s / 2))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 from collections.abc import Iterator
@@ -28,7 +29,16 @@ from shared.syncs import (
     syncs_let_go_at_the_end,
 )
 
-from qilbee_core import Episode, OutcomeUnknownError, StorageError, StorageFullError, Store, WriteBatch, WriteStallError
+from qilbee_core import (
+    AsyncStore,
+    Episode,
+    OutcomeUnknownError,
+    StorageError,
+    StorageFullError,
+    Store,
+    WriteBatch,
+    WriteStallError,
+)
 from qilbee_core import durability as durability_module
 from qilbee_core.durability import Durability
 
@@ -350,6 +360,29 @@ class TestWritesThatAreLeftToTheNextLeader:
         store._durability._sync_s = 0.0
         assert memory.get_statistics().total_episodes == 11
 
+    def test_tasks_whom_a_sync_has_woken_are_not_waited_for(
+        self, open_here: OpenHere, syncs_of: SyncsOf, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(durability_module, "_GATHER_S_MAX", 2 * PATIENCE_S)
+        took = property(lambda _: 4 * PATIENCE_S, lambda *_: None)
+        monkeypatch.setattr(Durability, "_sync_s", took, raising=False)
+        store = open_here(sync_writes=True)
+        syncs, writes = syncs_of(store), Writes(store)
+        memory = AsyncStore(store).agent_memory("bot")
+
+        async def store_each_once() -> None:
+            syncs.hold()
+            first = asyncio.create_task(memory.store_episode(note("first")))
+            await asyncio.to_thread(syncs.await_one)
+            later = [asyncio.create_task(memory.store_episode(note(number))) for number in range(3)]
+            await asyncio.to_thread(writes.await_many, 4)
+            syncs.let_go()
+            async with asyncio.timeout(PATIENCE_S):
+                await asyncio.gather(first, *later)
+
+        asyncio.run(store_each_once())
+        assert syncs.ended == 2
+
     def test_ctrl_c_in_one_that_waits_for_those_expected_strands_nobody(
         self, open_here: OpenHere, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -360,7 +393,7 @@ class TestWritesThatAreLeftToTheNextLeader:
         def interrupted(_: Durability, coming: Any) -> None:
             if not others:
                 others.append(in_thread(memory.store_episode, note("other")))
-                await_until(lambda: coming.size == 2)
+                await_until(lambda: coming.threads == 2)
                 raise KeyboardInterrupt
 
         monkeypatch.setattr(Durability, "_await_those_expected", interrupted)
