@@ -432,6 +432,8 @@ class Embedding:
                 if not self._works:
                     break
                 work = next(iter(self._works.values()))
+                if any(part.agent is work.agent for part in parts):
+                    break  # it was noted again meanwhile, and what was taken of it has no vector yet
                 scan, work.scan, work.noted = work.scan, False, False
             try:
                 parts.append(part := self._part(work, scan, room, encoder))

@@ -44,6 +44,7 @@ from qilbee_core.envelope import frame
 from qilbee_core.ids import parse_id
 from qilbee_core.keys import AgentKeys, Space
 from qilbee_core.memory import embedding
+from qilbee_core.memory.embedding import Embedding
 from qilbee_core.memory.terms import NO_ID
 from qilbee_core.memory.vectors import VectorCursor, seal_vector, vector_cursor_key
 
@@ -336,6 +337,24 @@ class TestVectors:
         store.agent_memory("bot").store_episodes([note(f"oak {number}") for number in range(100)])
         wait_for_vectors(store)
         assert vectors(store) == expected_vectors(store, 1, "test/hashes", 16)
+
+    def test_what_is_noted_again_before_it_is_encoded_is_asked_for_once(
+        self, open_here: OpenStore, plugin: HashesPlugin, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        take, taken = Embedding._part, []
+
+        def taken_and_noted(embedding: Embedding, *given: Any) -> Any:
+            part = take(embedding, *given)
+            if part.texts and not taken:
+                taken.append(part)
+                embedding.look_anew()
+            return part
+
+        monkeypatch.setattr(Embedding, "_part", taken_and_noted)
+        store = open_here()
+        store.agent_memory("bot").store_episode(note("tea"))
+        wait_for_vectors(store)
+        assert plugin.made[0].asked == [["tea"]]
 
     @pytest.mark.parametrize("indexing", ["background", "inline"])
     @settings(max_examples=10, suppress_health_check=list(HealthCheck))
