@@ -3,7 +3,7 @@
 A thread makes them, of what has search terms already. It is not the thread that makes those: an encoder may take
 seconds, or a network may. It asks for many texts at once, of whichever agents, and writes the vectors of each agent in
 one batch that expects the records as they were read: an episode that was deleted in between leaves no vector, and one
-that was changed is encoded again. Its cursor goes into the same batch, so a crash loses no work.
+that was changed is encoded again. Its cursor follows them, so a crash loses no work.
 
 An encoder that fails is asked again, after twice as long each time; meanwhile search goes by words and the table of
 words. A text that it refuses while it takes others is left out until the store is opened again.
@@ -329,7 +329,7 @@ class Embedding:
 
     def write(self, part: _Part, vectors: Sequence[NDArray[np.int8] | None], encoder: Encoder) -> None:
         """Store the vectors of a part; ConflictError where somebody wrote meanwhile."""
-        keys, backend = part.agent.keys, self._context.backend
+        keys = part.agent.keys
         operations: list[Operation] = []
         catalog = self._context.catalog
         expects = [catalog.expect_vectors()]
@@ -339,15 +339,21 @@ class Embedding:
             key = keys.vector(encoder.number, id_bytes)
             expects.append(Expect(keys.episode(id_bytes), record))
             operations.append(Put(key, seal_vector(key, text, vector)))
+        if operations:
+            self._context.write_vectors(part.agent, WriteBatch(operations, expects))
+        with suppress(ConflictError):  # there are more rows by now: whoever encodes those says so
+            self._write_cursor(part, encoder)
+
+    def _write_cursor(self, part: _Part, encoder: Encoder) -> None:
+        """Say up to where the vectors go, where these were the last ones."""
+        keys = part.agent.keys
         rows = _decoded(keys, part.row_cursor)
         if rows is not None and (end := _ends(rows)) is not None:
             key = vector_cursor_key(keys, encoder.number)
             value = end.encode(key)
-            if backend.get(key) != value:
-                expects.append(Expect(cursor_key(keys), part.row_cursor))
-                operations.append(Put(key, value))
-        if operations:
-            self._context.write_vectors(part.agent, WriteBatch(operations, expects))
+            if self._context.backend.get(key) != value:
+                expects = [self._context.catalog.expect_vectors(), Expect(cursor_key(keys), part.row_cursor)]
+                self._context.write_vectors(part.agent, WriteBatch([Put(key, value)], expects))
 
     def encode(self, texts: Sequence[str], encoder: Encoder) -> list[NDArray[np.int8] | None]:
         """The vectors of some texts; None for those that are empty."""

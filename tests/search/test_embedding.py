@@ -338,10 +338,26 @@ class TestVectors:
         wait_for_vectors(store)
         assert vectors(store) == expected_vectors(store, 1, "test/hashes", 16)
 
+    def test_what_is_stored_while_an_encoder_is_asked_has_nothing_asked_again(
+        self, open_here: OpenStore, plugin: HashesPlugin
+    ) -> None:
+        store = open_here(indexing="inline")
+        memory = store.agent_memory("bot")
+
+        def store_another(_: Sequence[str]) -> None:
+            plugin.behave = lambda _: None
+            memory.store_episode(note("oak"))
+
+        plugin.behave = store_another
+        memory.store_episode(note("tea"))
+        wait_for_vectors(store)
+        assert plugin.made[0].asked == [["tea"], ["oak"]]
+        wait_until(lambda: store._backend.get(vector_cursor_key(BOT, 1)) is not None, "the cursor")
+
     def test_what_is_noted_again_before_it_is_encoded_is_asked_for_once(
         self, open_here: OpenStore, plugin: HashesPlugin, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        take, taken = Embedding._part, []
+        take, taken = Embedding._part, list[Any]()
 
         def taken_and_noted(embedding: Embedding, *given: Any) -> Any:
             part = take(embedding, *given)
