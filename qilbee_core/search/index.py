@@ -148,7 +148,7 @@ class AgentIndex:
 
     def find(self, terms: Sequence[int]) -> Found:
         """The turns that hold some terms; removed ones too, until compaction."""
-        return self.postings.of(terms, self._unsorted() if self._sorted_to < self.turns.size else None)
+        return self.postings.of(terms, self._unsorted(terms) if self._sorted_to < self.turns.size else None)
 
     def turns_of(self, id_bytes: bytes) -> range:
         """The turns of an episode, one after another; none where it is not known."""
@@ -342,10 +342,17 @@ class AgentIndex:
         self.postings.merge(self._unsorted(), self.terms.size)
         self._sorted_to = self.turns.size
 
-    def _unsorted(self) -> Entries:
+    def _unsorted(self, terms: Sequence[int] | None = None) -> Entries:
+        """What is not in the postings yet; of some terms alone, where they are given."""
         ends = self.turns.entries_end[self._sorted_to - 1 : self.turns.size]
-        turns = np.repeat(np.arange(self._sorted_to, self.turns.size), np.diff(ends))
-        entries = slice(ends[0], self.forward.size)
+        first = int(ends[0])
+        if terms is None:
+            entries = np.arange(first, self.forward.size)
+        else:
+            wanted = np.zeros(self.terms.size, np.bool_)
+            wanted[terms] = True
+            entries = first + np.flatnonzero(wanted.take(self.forward.term[first : self.forward.size]))
+        turns = self._sorted_to - 1 + np.searchsorted(ends, entries, side="right")
         return Entries(turns, self.forward.term[entries], self.forward.counts[entries])
 
     def _compact(self) -> None:

@@ -63,17 +63,13 @@ class Postings:
             self._most, self._lately = self._most.merged(self._lately), _Lists.none()
 
     def of(self, terms: Sequence[int], later: Entries | None) -> Found:
-        """The turns of some terms, also among ``later`` ones that are not merged yet."""
+        """The turns of some terms, also among ``later`` entries of theirs that are not merged yet."""
         three = 2 * np.array(terms, np.intp)[:, None] + np.arange(3)
         # What came later has nothing here: its place is the end.
         levels: list[tuple[NDArray[np.int64], NDArray[np.integer]]]
         levels = [(lists.values, lists.ends.take(three, mode="clip")) for lists in (self._most, self._lately)]
         if later is not None:
-            wanted = np.zeros(1 + max(terms, default=0), np.bool_)
-            wanted[list(terms)] = True
-            at = np.flatnonzero(later.terms < len(wanted))
-            at = at[wanted[later.terms[at]]]
-            values, lists = _listed(Entries(later.turns[at], later.terms[at], later.counts[at]))
+            values, lists = _listed(later)
             order = np.argsort(lists, kind="stable")
             levels.append((values[order], np.searchsorted(lists[order], three)))
         once: list[list[NDArray[np.int64]]] = [[] for _ in terms]

@@ -20,7 +20,7 @@ CHARACTERS_MAX = 20_000
 TERMS_MAX = 64
 """Of more terms than this the rarest count."""
 
-NEIGHBOURS_MAX = 8
+NEIGHBOURS_MAX = 4
 """Terms nearest in meaning that a term of a question also finds."""
 NEIGHBOUR_WEIGHT = 0.7
 UNKNOWN_WEIGHT = 0.5

@@ -3,7 +3,8 @@
 A turn's score is a sum of parts, times factors. Parts are shares of the question: 1 is all of its words, once.
 
     own         BM25 over the words of the turn and their neighbours in meaning; of words in questions less counts
-    asked       what the turn before, by another speaker, *asks* of the question: an answer need not repeat it
+    asked       what the turn before, by another speaker, *asks* of the question, in its very words: an answer need
+                not repeat it
     before      what the turn before, by another speaker, says of it
     after       what the turn after, by another speaker, says of it
     before_own  what the speaker said two turns before
@@ -145,28 +146,25 @@ class Scores:
         share /= self._most
         said = _relative(_SAID.take(counts), share)
         said *= weights
-        (asking,) = np.nonzero((counts & _ASKED) != 0)
-        asked_turns, share = turns.take(asking), share.take(asking)
+        words = [None if term.is_name else self._index.numbers.get(term.stem) for term in self._terms]
+        itself = np.array([number == word for word, each in zip(words, finds, strict=True) for number, _ in each], bool)
+        (asking,) = np.nonzero(np.repeat(itself, sizes) & (counts & _ASKED != 0))
+        share = share.take(asking)
         asked = _relative(_COUNTS.take(counts.take(asking) & _ASKED), share)
         asked *= weights.take(asking)
         asked *= share
         asked *= ASKED * self._most
         self._asked.fill(0.0)
+        np.add.at(self._asked, turns.take(asking), asked)
         if not len(self._lines):
             self._plain.fill(0.0)
         found = iter(zip(once, sizes, strict=True))
-        start = stop = first = last = 0
+        start = stop = 0
         # One line after the other, while it is in the processor's cache.
         for number, (term, line, weighed) in enumerate(zip(self._terms, lines, finds, strict=True)):
             here = list(islice(found, len(weighed)))
             start, stop = stop, stop + sum(size for _, size in here)
-            first, last = last, int(np.searchsorted(asking, stop))
             line.fill(0.0)
-            if first < last and not term.is_name:
-                at = asked_turns[first:last]
-                np.maximum.at(line, at, asked[first:last])
-                self._asked[at] += line.take(at)  # of one that is there twice both assign the same sum
-                line[at] = 0.0
             for (_, weight), (places, _) in zip(weighed, here, strict=True):
                 for once_turns in places:
                     line[once_turns] = weight

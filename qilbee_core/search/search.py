@@ -28,7 +28,7 @@ SEMANTIC_WEIGHT = MEANING / (1.0 + MEANING)
 """The share of meaning in a hybrid score where the caller gives none."""
 ENCODER_WEIGHT = 0.31
 """The same where an encoder knows the meaning; from 0.23 to 0.47 it hardly matters."""
-CANDIDATES_MIN = 200
+CANDIDATES_MIN = 64
 """Turns that are scored in full; the best by the common parts."""
 
 

@@ -89,7 +89,8 @@ def formula(index: AgentIndex, question: Question) -> dict[bytes, float]:
                 max(weight * gain(turn, count - 0.4 * in_question) for weight, count, in_question in found)
             )
             if not term.is_name:
-                asked[turn] += max(weight * gain(turn, questions) for weight, _, questions in found)
+                word = index.numbers.get(term.stem, -1)
+                asked[turn] += term.weight * gain(turn, counts_of.get(word, 0) % 256)
     names = [term.is_name for term in question.terms]
     plain = {turn: sum(x for x, name in zip(xs, names, strict=True) if not name) for turn, xs in said.items()}
     scores: dict[bytes, float] = {}
