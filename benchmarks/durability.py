@@ -62,7 +62,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="rounds, each in fresh databases (default 7)")
-    parser.add_argument("--operations", type=int, default=3200, help="writes of an arm in a round (default 3200)")
+    parser.add_argument("--operations", type=int, default=12_800, help="writes of an arm in a round (default 12800)")
     parser.add_argument("--only", choices=["slow", "disk", "stall", "interval"], help="one part of it")
     parser.add_argument("--under-shim", choices=["slow", "stall"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
