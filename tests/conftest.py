@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,9 @@ settings.register_profile("new", deadline=None)  # other examples in each run, w
 
 # Where search is not tested nobody indexes: rows that a thread writes meanwhile would be in every comparison.
 os.environ["QILBEE_SEARCH_INDEXING"] = "off"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what runs in the background like that
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # some tests press Ctrl-C
 
 _PATIENCE_S = 60.0  # a deadline costs nothing where all is well, however busy the machine
 _MODULES = {"rocksdb": "rocksdict", "leveldb": "plyvel", "ephemeral": "qilbee_core"}
